@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blk convert` beside `qemu-img convert`, from raw to QED and back.
+
+Both have the same options with the same defaults (the target is not flushed). qemu-img runs with
+its defaults and with the options that make it faster; the best of them is the peer. `cp` shows
+what the kernel needs for a plain copy. The source is in the page cache, the target does not exist.
+
+The guest bytes of every target are compared with the source by qemu-img, and hashed: those of a
+QED target as blocklayer reads them, those of a raw target as they are in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from benchmarks import images
+from benchmarks.harness import (
+    Comparison,
+    Context,
+    Kind,
+    Metric,
+    Sample,
+    Side,
+    Target,
+    VerificationFailed,
+    bench,
+    process_sample,
+)
+from benchmarks.images import MiB
+from benchmarks.process import run, run_worker
+
+QEMU_OPTIONS: dict[str, Sequence[str]] = {
+    "qemu-img": (),
+    "qemu-img -W": ("-W",),
+    "qemu-img -m 16": ("-m", "16"),
+    "qemu-img -W -m 16": ("-W", "-m", "16"),
+}
+METRICS = [
+    Metric("wall", "s", target=Target(1.0)),
+    Metric("CPU", "s"),
+    Metric("peak RSS", "MiB", Kind.MAXIMUM, Target(100, strict=True)),
+    Metric("allocated", "MiB"),
+]
+
+
+def guest_sha256(context: Context, path: Path, format_name: str) -> str | None:
+    """The digest of what an image holds, or None where nobody but qemu-img can read it."""
+    if format_name == "raw":
+        return images.sha256(path)
+    if not context.has_library:
+        return None
+    _, answer = run_worker("digest", {"path": str(path), "format": format_name})
+    return str(answer["sha256"])
+
+
+def one_way(
+    context: Context, name: str, raw: Path, *, source_format: str, target_format: str
+) -> Iterable[Comparison]:
+    source = raw if source_format == "raw" else context.images.qed(raw)
+    target = context.directory / f"target.{target_format}"
+    digest = images.sha256(raw)
+
+    def prepare() -> None:
+        target.unlink(missing_ok=True)
+        images.warm(source)
+
+    def verify() -> None:
+        images.same_guest_bytes(raw, "raw", target, target_format)
+        if target_format != "raw":
+            images.sound(target, target_format)
+        found = guest_sha256(context, target, target_format)
+        if found not in (None, digest):
+            raise VerificationFailed(f"{target.name}: SHA-256 of the guest bytes is {found}")
+        target.unlink()
+
+    def command(*argv: str) -> Callable[[int], Sample]:
+        def run_side(_: int) -> Sample:
+            usage = run(argv)
+            return process_sample(usage, allocated=images.allocated_mib(target))
+
+        return run_side
+
+    def convert(program: Sequence[str], options: Sequence[str]) -> Callable[[int], Sample]:
+        formats = ["-f", source_format, "-O", target_format]
+        return command(*program, "convert", *options, *formats, str(source), str(target))
+
+    ours = None
+    if context.blk is not None:
+        ours = Side("blk", convert(context.blk, ()), prepare, verify)
+    peers = [
+        Side(label, convert(["qemu-img"], options), prepare, verify)
+        for label, options in QEMU_OPTIONS.items()
+    ]
+    # A copy of the file has the format of the source; removing it is all there is to check.
+    copy = Side("cp", command("cp", str(source), str(target)), prepare, target.unlink)
+    yield Comparison(name, METRICS, ours, peers, references=[copy])
+
+
+@bench("convert/random-raw-qed")
+def random_raw_qed(context: Context) -> Iterable[Comparison]:
+    raw = context.images.random(context.pick(1024 * MiB, quick=128 * MiB))
+    name = "convert/random-raw-qed"
+    yield from one_way(context, name, raw, source_format="raw", target_format="qed")
+
+
+@bench("convert/random-qed-raw")
+def random_qed_raw(context: Context) -> Iterable[Comparison]:
+    raw = context.images.random(context.pick(1024 * MiB, quick=128 * MiB))
+    name = "convert/random-qed-raw"
+    yield from one_way(context, name, raw, source_format="qed", target_format="raw")
+
+
+@bench("convert/mixed-raw-qed")
+def mixed_raw_qed(context: Context) -> Iterable[Comparison]:
+    raw = context.images.mixed(context.pick(2048 * MiB, quick=256 * MiB))
+    name = "convert/mixed-raw-qed"
+    yield from one_way(context, name, raw, source_format="raw", target_format="qed")
+
+
+@bench("convert/mixed-qed-raw")
+def mixed_qed_raw(context: Context) -> Iterable[Comparison]:
+    raw = context.images.mixed(context.pick(2048 * MiB, quick=256 * MiB))
+    name = "convert/mixed-qed-raw"
+    yield from one_way(context, name, raw, source_format="qed", target_format="raw")

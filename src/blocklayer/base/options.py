@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Option strings as the field's tools write them: ``driver=qed,file.filename=a,,b.qed``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blocklayer.base.errors import InvalidArgument
+
+OptionTree = dict[str, Any]
+"""Options by name; a child node's options are a tree of their own."""
+
+
+def split_options(text: str) -> list[tuple[str, str]]:
+    """``a=1,b=x,,y`` as pairs; a doubled comma is a comma, a bare name means ``on``."""
+    pairs = []
+    for item in text.replace(",,", "\0").split(","):
+        key, equals, value = item.replace("\0", ",").partition("=")
+        if key:
+            pairs.append((key, value if equals else "on"))
+    return pairs
+
+
+def nest(flat: OptionTree) -> OptionTree:
+    """``{"file.filename": x}`` as ``{"file": {"filename": x}}``, at every depth."""
+    tree: OptionTree = {}
+    for key, value in flat.items():
+        if isinstance(value, dict):
+            value = nest(value)
+        *path, last = key.split(".")
+        branch = tree
+        for step in path:
+            branch = branch.setdefault(step, {})
+            if not isinstance(branch, dict):
+                raise InvalidArgument(f"Cannot mix '{step}' as a value with '{key}'")
+        if isinstance(branch.get(last), dict) and isinstance(value, dict):
+            branch[last].update(value)
+        elif last in branch:
+            raise InvalidArgument(f"Option '{key}' is given twice")
+        else:
+            branch[last] = value
+    return tree
+
+
+def parse_bool(value: object, name: str) -> bool:
+    """on/off, yes/no, true/false, y/n as QEMU takes them."""
+    if isinstance(value, bool):
+        return value
+    if value in ("on", "yes", "true", "y"):
+        return True
+    if value in ("off", "no", "false", "n"):
+        return False
+    raise InvalidArgument(f"Parameter '{name}' expects 'on' or 'off'")

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress and cancellation of everything that takes long."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from blocklayer.base.errors import Cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an operation is, in bytes of its own work: `done` never runs backwards."""
+
+    operation: str
+    done: int
+    total: int
+
+    @property
+    def fraction(self) -> float:
+        """0.0 to 1.0."""
+        return min(1.0, self.done / self.total) if self.total else 1.0
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class CancelToken:
+    """Ask a running operation to stop: `cancel()` from any thread or signal handler.
+
+    The operation raises `Cancelled` at its next step and leaves nothing half made behind.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask; returns at once."""
+        self._event.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked."""
+        return self._event.is_set()
+
+
+class Reporter:
+    """What an operation holds: counts its work, tells whoever listens, and stops when asked."""
+
+    def __init__(
+        self,
+        operation: str,
+        total: int,
+        progress: ProgressCallback | None = None,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        self.operation = operation
+        self.total = total
+        self.done = 0
+        self._progress = progress
+        self._cancel = cancel
+        self.advance(0)
+
+    def check(self) -> None:
+        """Raise `Cancelled` if somebody asked for it."""
+        if self._cancel is not None and self._cancel.cancelled:
+            raise Cancelled(f"{self.operation} was cancelled")
+
+    def advance(self, amount: int) -> None:
+        """`amount` more bytes are done."""
+        self.check()
+        self.done += amount
+        if self._progress is not None:
+            self._progress(Progress(self.operation, min(self.done, self.total), self.total))
+
+    def finish(self) -> None:
+        """Everything is done, whatever was estimated before."""
+        self.done = self.total
+        self.advance(0)

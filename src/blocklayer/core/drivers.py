@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drivers by name. This module knows names and signatures; code is imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from blocklayer.base.errors import InvalidArgument
+from blocklayer.base.options import OptionTree
+
+if TYPE_CHECKING:
+    from blocklayer.core.node import Node
+    from blocklayer.core.opening import Opener
+
+PROTOCOL = "protocol"
+FORMAT = "format"
+FILTER = "filter"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateOption:
+    """An option of `create`: its name and what `-o help` says of it."""
+
+    name: str
+    kind: str
+    help: str
+    default: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """What a driver module offers under the name DRIVER.
+
+    open      (opener, options) -> node; takes what it knows out of `options`
+    create    (storage, options) -> None; formats only: writes a new image into empty storage
+    resolve   (options) -> options; checks and completes create options, before anything is touched
+    """
+
+    name: str
+    kind: str
+    open: Callable[[Opener, OptionTree], Node]
+    create: Callable[[Node, dict[str, Any]], None] | None = None
+    resolve: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    create_options: tuple[CreateOption, ...] = ()
+
+
+_MODULES = {
+    "file": "blocklayer.protocols.file",
+    "host_device": "blocklayer.protocols.file",
+    "memory": "blocklayer.protocols.memory",
+    "null": "blocklayer.protocols.null",
+    "null-co": "blocklayer.protocols.null",
+    "raw": "blocklayer.formats.raw",
+    "qed": "blocklayer.formats.qed.driver",
+    "fault": "blocklayer.filters.fault",
+    "blkdebug": "blocklayer.filters.fault",
+    "verify": "blocklayer.filters.verify",
+    "blkverify": "blocklayer.filters.verify",
+    "write_log": "blocklayer.filters.write_log",
+    "blklogwrites": "blocklayer.filters.write_log",
+}
+
+FORMATS = ("qed", "raw")
+"""Formats that images can be created in, as listed for people."""
+
+_SIGNATURES = (("qed", 0, b"QED\0"),)
+
+_FOREIGN_SIGNATURES = (
+    ("qcow2", 0, b"QFI\xfb\x00\x00\x00\x02"),
+    ("qcow2", 0, b"QFI\xfb\x00\x00\x00\x03"),
+    ("qcow", 0, b"QFI\xfb\x00\x00\x00\x01"),
+    ("vmdk", 0, b"KDMV"),
+    ("vmdk", 0, b"COWD"),
+    ("vmdk", 0, b"# Disk DescriptorFile"),
+    ("vdi", 64, b"\x7f\x10\xda\xbe"),
+    ("vhdx", 0, b"vhdxfile"),
+    ("vpc", 0, b"conectix"),
+    ("luks", 0, b"LUKS\xba\xbe"),
+    ("parallels", 0, b"WithoutFreeSpace"),
+    ("parallels", 0, b"WithouFreSpacExt"),
+    ("bochs", 0, b"Bochs Virtual HD Image"),
+)
+
+PROBE_LENGTH = 512
+"""Bytes at the start of an image that probing looks at."""
+
+
+def load(name: str) -> Driver:
+    """The driver called `name`. Raises `InvalidArgument` for names nobody has."""
+    module = _MODULES.get(name)
+    if module is None:
+        raise InvalidArgument(f"Unknown driver '{name}'")
+    driver: Driver = importlib.import_module(module).DRIVER
+    return driver
+
+
+def is_known(name: str) -> bool:
+    """Whether there is a driver of that name."""
+    return name in _MODULES
+
+
+def probe_signature(head: bytes) -> str | None:
+    """The format whose signature `head` carries; None for none, which makes it raw."""
+    for name, offset, signature in _SIGNATURES:
+        if head.startswith(signature, offset) and len(head) >= 64:
+            return name
+    return None
+
+
+def foreign_signature(head: bytes) -> str | None:
+    """A known format that this package cannot open: treating it as raw would be a mistake."""
+    for name, offset, signature in _FOREIGN_SIGNATURES:
+        if head.startswith(signature, offset):
+            return name
+    return None

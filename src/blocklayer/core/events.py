@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What drivers announce: named events with fields, for tracing and for fault rules.
+
+A driver guards every announcement with `if self.sink is not None`, so that events which nobody
+listens to cost one attribute load; none are announced on the inline data path, which is closed
+while somebody listens.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from blocklayer.core.node import Node
+
+Sink = Callable[["Node", str, dict[str, Any]], None]
+"""Called with the announcing node, the event's name and its fields; may raise to inject a fault."""
+
+_tracers: list[Sink] = []
+
+
+def add_tracer(tracer: Sink) -> None:
+    """Send the events of every node that is opened from now on to `tracer`."""
+    _tracers.append(tracer)
+
+
+def remove_tracer(tracer: Sink) -> None:
+    """Undo `add_tracer`; nodes that are open keep their listeners."""
+    _tracers.remove(tracer)
+
+
+def combined_sink(listeners: list[Sink]) -> Sink | None:
+    """One callable for all tracers and `listeners`; None when there is nobody."""
+    sinks = [*_tracers, *listeners]
+    if not sinks:
+        return None
+    if len(sinks) == 1:
+        return sinks[0]
+
+    def announce(node: Node, name: str, fields: dict[str, Any]) -> None:
+        for sink in sinks:
+            sink(node, name, fields)
+
+    return announce
+
+
+class Tracer:
+    """Prints events whose full name (``qed_l2_update``) matches a shell pattern."""
+
+    def __init__(self, pattern: str, stream: TextIO | None = None) -> None:
+        self._pattern = pattern
+        self._stream = stream if stream is not None else sys.stderr
+        self._start = time.monotonic()
+
+    def __call__(self, node: Node, name: str, fields: dict[str, Any]) -> None:
+        """Print one line: seconds since the tracer was made, event, file, fields."""
+        full_name = f"{node.driver}_{name}"
+        if not fnmatch.fnmatchcase(full_name, self._pattern):
+            return
+        text = " ".join(
+            f"{key}={value:#x}" if isinstance(value, int) else f"{key}={value}"
+            for key, value in fields.items()
+        )
+        elapsed = time.monotonic() - self._start
+        self._stream.write(f"{elapsed:.6f} {full_name} {node.filename} {text}\n")

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moving bytes through a mapping: written once, for every format.
+
+A format says where bytes live (`map`), where they may be written (`place`, `plan_write`) and makes
+new places visible (`commit_writes`); everything between is here. Callers hold a request on the
+node (see `core/requests`); ranges are inside the node.
+"""
+
+from __future__ import annotations
+
+from blocklayer.base.align import align_down, align_up
+from blocklayer.base.buffers import (
+    Vector,
+    fill_zero,
+    is_zero,
+    slice_vector,
+    vector_length,
+    zero_pieces,
+    zero_vector,
+)
+from blocklayer.base.errors import NotSupported
+from blocklayer.base.extent import BACKING, DATA, ZERO
+from blocklayer.base.units import GiB, MiB
+from blocklayer.core.mapping import reads_as_zero
+from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Node, WritePlan
+
+ALLOCATION_PIECE = 64 * MiB
+"""Most guest bytes that one commit makes visible: bounds what a failed huge write leaks."""
+
+ZERO_PIECE = 256 * GiB
+"""Most guest bytes whose zeroing one commit makes visible."""
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def read_mapped(node: FormatNode, offset: int, vector: Vector) -> None:
+    """Fill `vector` from wherever the mapping says the bytes are."""
+    length = vector_length(vector)
+    done = 0
+    while done < length:
+        kind, count, child, host = node.map(offset + done, length - done)
+        part = slice_vector(vector, done, count)
+        if kind == DATA:
+            assert child is not None
+            child.readv(host, part)
+        elif kind == ZERO:
+            fill_zero(part)
+        elif kind == BACKING:
+            read_below(node, offset + done, part)
+        else:
+            raise NotSupported(f"{node.driver} cannot read an opaque extent")
+        done += count
+
+
+def read_below(node: FormatNode, offset: int, vector: Vector) -> None:
+    """Fill `vector` from the backing child; zeroes without one and past its end."""
+    backing = node.backing
+    length = vector_length(vector)
+    inside = 0 if backing is None else max(0, min(length, backing.size - offset))
+    if inside and backing is not None:
+        if node.sink is not None:
+            node.sink(node, "read_backing_aio", {"offset": offset, "length": inside})
+        backing.readv(offset, slice_vector(vector, 0, inside))
+    if inside < length:
+        fill_zero(slice_vector(vector, inside, length - inside))
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def write_mapped(node: FormatNode, offset: int, vector: Vector) -> None:
+    """Write in place as far as there are places, then allocate for the rest."""
+    length = vector_length(vector)
+    done = _write_placed(node, offset, vector, length)
+    while done < length:
+        # Bounded pieces, cut at cluster boundaries so that no piece causes copy-on-write.
+        piece_end = align_down(offset + done, node.cluster_size) + max(
+            ALLOCATION_PIECE, node.cluster_size
+        )
+        count = min(length, piece_end - offset) - done
+        write_batch(node, [(offset + done, slice_vector(vector, done, count))])
+        done += count
+
+
+def _write_placed(node: FormatNode, offset: int, vector: Vector, length: int) -> int:
+    """Write until the first byte without a place; bytes written."""
+    done = 0
+    while done < length:
+        placed = node.place(offset + done, length - done)
+        if placed is None:
+            break
+        child, host, count = placed
+        if node.sink is not None:
+            node.sink(node, "write_aio", {"offset": offset + done, "length": count})
+        child.writev(host, slice_vector(vector, done, count))
+        done += count
+    return done
+
+
+def write_batch(node: FormatNode, requests: list[tuple[int, Vector]]) -> None:
+    """Write requests that do not overlap, in ascending order, with one commit for all of them.
+
+    The clusters are locked against other allocating writes while their data is on its way: a
+    second writer to the same cluster waits, and then finds it allocated.
+    """
+    cluster = node.cluster_size
+    ranges = _cluster_ranges(requests, cluster)
+    node.ranges.acquire(ranges)
+    try:
+        plans: list[WritePlan] = []
+        try:
+            for offset, vector in requests:
+                _write_request(node, offset, vector, plans)
+            if plans:
+                node.commit_writes(plans)
+        except BaseException:
+            node.abandon_writes(plans)
+            raise
+    finally:
+        node.ranges.release(ranges)
+
+
+def _cluster_ranges(requests: list[tuple[int, Vector]], cluster: int) -> list[tuple[int, int]]:
+    """The requests' clusters as disjoint ranges."""
+    ranges: list[tuple[int, int]] = []
+    for offset, vector in requests:
+        start = align_down(offset, cluster)
+        end = align_up(offset + vector_length(vector), cluster)
+        if ranges and start <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
+        else:
+            ranges.append((start, end))
+    return ranges
+
+
+def _write_request(
+    node: FormatNode, offset: int, vector: Vector, plans: list[WritePlan]
+) -> None:
+    """Write one request of a batch; new plans are appended, not committed."""
+    length = vector_length(vector)
+    done = 0
+    while done < length:
+        planned = plans[-1] if plans else None
+        position = offset + done
+        if planned is not None and planned.start <= position < planned.start + planned.length:
+            # An earlier request of this batch has just been given this cluster.
+            count = min(length - done, planned.start + planned.length - position)
+            part = slice_vector(vector, done, count)
+            node.file.writev(planned.host + position - planned.start, part)
+            done += count
+            continue
+        count = _write_placed(node, position, slice_vector(vector, done, length - done), length - done)
+        done += count
+        if done < length:
+            plan = node.plan_write(offset + done, length - done)
+            plans.append(plan)
+            count = plan.length - plan.head - plan.tail
+            _write_planned(node, plan, slice_vector(vector, done, count))
+            done += count
+
+
+def _write_planned(node: FormatNode, plan: WritePlan, vector: Vector) -> None:
+    """Write a plan's data with its head and tail in one request."""
+    head = _filling(node, plan.start, plan.head, plan.copy_head, plan.fresh)
+    tail_start = plan.start + plan.length - plan.tail
+    tail = _filling(node, tail_start, plan.tail, plan.copy_tail, plan.fresh)
+    host = plan.host if head else plan.host + plan.head
+    if node.sink is not None:
+        length = plan.length - plan.head - plan.tail
+        node.sink(node, "write_aio", {"offset": plan.start + plan.head, "length": length})
+        if head or tail:
+            node.sink(node, "cow_write", {"offset": plan.start, "head": plan.head, "tail": plan.tail})
+    node.file.writev(host, [*head, *vector, *tail])
+
+
+def _filling(node: FormatNode, offset: int, length: int, copy: bool, fresh: bool) -> Vector:
+    """What surrounds the data in a new cluster; empty where the space reads as zeroes anyway."""
+    if not length:
+        return []
+    # Bytes of the last cluster that lie behind the end of the disk are zero, whatever is below.
+    inside = min(length, node.size - offset) if copy else 0
+    if inside <= 0:
+        return [] if fresh else zero_vector(length)
+    if node.sink is not None:
+        node.sink(node, "cow_read", {"offset": offset, "length": inside})
+    copied = bytearray(length)
+    read_below(node, offset, [memoryview(copied)[:inside]])
+    if fresh and is_zero(copied):
+        return []
+    return [memoryview(copied)]
+
+
+# --- zeroing and discarding ---------------------------------------------------------------------
+
+
+def zero_range(node: Node, offset: int, length: int, flags: int) -> None:
+    """Zero any range of any node: by the node's own means, else by writing bounded pieces."""
+    try:
+        node.zero(offset, length, flags)
+    except NotSupported:
+        if flags & NO_FALLBACK:
+            raise
+        for start, zeroes in zero_pieces(offset, length):
+            node.writev(start, [zeroes])
+
+
+def zero_mapped(node: FormatNode, offset: int, length: int, flags: int) -> None:
+    """Zero through a mapping: zero clusters where nothing is stored, in place where it is."""
+    cluster = node.cluster_size
+    end = offset + length
+    # The last cluster of the disk may be cut by the end of the disk and is whole nonetheless.
+    whole_end = end if end == node.size else align_down(end, cluster)
+    body, body_end = align_up(offset, cluster), whole_end
+    if body >= body_end:
+        _zero_part(node, offset, length, flags)
+        return
+    if offset < body:
+        _zero_part(node, offset, body - offset, flags)
+    zero_clusters(node, body, body_end, flags)
+    if body_end < end:
+        _zero_part(node, body_end, end - body_end, flags)
+
+
+def _zero_part(node: FormatNode, offset: int, length: int, flags: int) -> None:
+    """Zero a part of a cluster (or of two neighbours)."""
+    done = 0
+    while done < length:
+        position, left = offset + done, length - done
+        placed = node.place(position, left)
+        if placed is not None:
+            child, host, count = placed
+            zero_range(child, host, count, flags & ~UNMAP if count < node.cluster_size else flags)
+        else:
+            count = min(left, node.cluster_size - position % node.cluster_size)
+            if not reads_as_zero(node, position, count) or flags & ALLOCATE:
+                if flags & NO_FALLBACK:
+                    raise NotSupported("Zeroing a part of a cluster means writing it")
+                node.writev(position, zero_vector(count))
+        done += count
+
+
+def zero_clusters(node: FormatNode, start: int, end: int, flags: int) -> None:
+    """Zero whole clusters, in bounded pieces with a commit each."""
+    while start < end:
+        piece_end = min(end, start + max(ZERO_PIECE, node.cluster_size))
+        ranges = [(start, align_up(piece_end, node.cluster_size))]
+        node.ranges.acquire(ranges)
+        try:
+            _zero_clusters_locked(node, start, piece_end, flags)
+        finally:
+            node.ranges.release(ranges)
+        start = piece_end
+
+
+def _zero_clusters_locked(node: FormatNode, start: int, end: int, flags: int) -> None:
+    plans: list[WritePlan] = []
+    try:
+        while start < end:
+            placed = node.place(start, end - start)
+            if placed is not None:
+                child, host, count = placed
+                zero_range(child, host, count, flags)
+            else:
+                plan = None if flags & ALLOCATE else node.plan_zero(start, end - start)
+                if plan is None:
+                    plan = node.plan_write(start, min(end - start, ALLOCATION_PIECE))
+                    if not plan.fresh:
+                        zero_range(node.file, plan.host, plan.length, flags)
+                    elif flags & ALLOCATE:
+                        zero_range(node.file, plan.host, plan.length, ALLOCATE)
+                plans.append(plan)
+                count = plan.length
+            start += count
+        if plans:
+            node.commit_writes(plans)
+    except BaseException:
+        node.abandon_writes(plans)
+        raise
+
+
+def discard_mapped(node: FormatNode, offset: int, length: int) -> None:
+    """Discard the storage of whole clusters; ends that cover a part of one are dropped."""
+    cluster = node.cluster_size
+    end = offset + length
+    start = align_up(offset, cluster)
+    stop = end if end == node.size else align_down(end, cluster)
+    while start < stop:
+        placed = node.place(start, stop - start)
+        if placed is not None:
+            child, host, count = placed
+            child.discard(host, count)
+        else:
+            count = node.map(start, stop - start)[1]
+        start += count

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node contract: what a driver tells, and what it may rely on.
+
+A node is a vertex of the block graph. *Protocols* store bytes, *filters* pass requests on with
+another behaviour, *formats* map guest offsets onto their children and never move a guest byte.
+
+What drivers may rely on, because the gate (`core/disk`) and `core/io` see to it: requests lie
+within `size`, are not empty, and vectors hold no empty view. Offsets and lengths are bytes at any
+alignment; a protocol that needs alignment says so in `limits`, and `core/padding` stands before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+
+from blocklayer.base.buffers import Vector
+from blocklayer.base.errors import BlocklayerError, NotSupported
+from blocklayer.base.extent import DATA
+from blocklayer.core.checking import CheckResult, Repair
+from blocklayer.core.events import Sink, combined_sink
+from blocklayer.core.requests import RangeLock, Tracker
+
+# Flags of `zero`. Plain integers for the same reason as extent kinds.
+UNMAP: Final = 1
+"""The range may be deallocated, as long as it reads as zeroes afterwards."""
+NO_FALLBACK: Final = 2
+"""Fail with `NotSupported` rather than write zeroes slowly."""
+ALLOCATE: Final = 4
+"""The range must be allocated afterwards."""
+
+Mapped: TypeAlias = "tuple[int, int, Node | None, int]"
+"""(kind, length, child, host offset): child and host offset matter for DATA alone."""
+
+Lookup: TypeAlias = Callable[[int, int], int]
+"""(offset, length) -> host offset, or -1 where the inline path must not go."""
+
+
+class Inline(NamedTuple):
+    """The licence for the inline path: a lookup in memory, and the descriptor it answers for."""
+
+    read: Lookup
+    write: Lookup | None
+    descriptor: int
+
+
+@dataclass(slots=True)
+class Limits:
+    """What a node's requests must look like; bytes."""
+
+    request_alignment: int = 1
+    max_transfer: int = 0
+    """Longest single transfer; 0 is no limit."""
+    zero_alignment: int = 1
+    opt_transfer: int = 0
+
+
+class Node:
+    """Base of all nodes."""
+
+    driver: ClassVar[str] = ""
+    size: int
+    """Bytes that the node's users see."""
+
+    def __init__(self, filename: str = "", *, read_only: bool = True) -> None:
+        self.filename = filename
+        self.read_only = read_only
+        self.children: dict[str, Node] = {}
+        self.limits = Limits()
+        self.tracker = Tracker()
+        self.ranges = RangeLock()
+        self.sink: Sink | None = None
+
+    # --- where bytes live ---------------------------------------------------------------------
+
+    def map(self, offset: int, length: int) -> Mapped:
+        """The first extent of the range: at least one byte, never more than `length`."""
+        return DATA, length, None, offset
+
+    def inline(self) -> Inline | None:
+        """The inline path through this node, if it has one."""
+        return None
+
+    # --- moving bytes: protocols and filters ----------------------------------------------------
+
+    def readv(self, offset: int, vector: Vector) -> None:
+        """Fill `vector` with the bytes from `offset`. Raises `IoError`."""
+        raise NotImplementedError
+
+    def writev(self, offset: int, vector: Vector) -> None:
+        """Write `vector` at `offset`. Raises `IoError`."""
+        raise NotImplementedError
+
+    def zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Make the range read as zeroes cheaply; `NotSupported` where only writing can."""
+        raise NotSupported(f"{self.driver} cannot zero without writing")
+
+    def discard(self, offset: int, length: int) -> None:
+        """Hint that nobody needs the range; its content is undefined afterwards."""
+
+    def flush(self) -> None:
+        """Everything written so far survives a power failure."""
+
+    def truncate(self, size: int, preallocation: str = "off") -> None:
+        """Change `size`; new bytes read as zeroes. Raises `NotSupported`, `IoError`."""
+        raise NotSupported(f"Cannot resize: driver '{self.driver}' does not support it")
+
+    @property
+    def grows_zeroed(self) -> bool:
+        """Whether bytes gained by `truncate` read as zeroes without being written."""
+        return False
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def attach(self, **children: Node | None) -> None:
+        """Set children by role and hear their listeners."""
+        self.children.update({role: node for role, node in children.items() if node is not None})
+        self.refresh_sink()
+
+    def refresh_sink(self) -> None:
+        """Find out who listens: tracers, and children that want to know what the parent does."""
+        self.sink = combined_sink([child.on_event for child in self.children.values() if child.hears])
+
+    hears: ClassVar[bool] = False
+    """Whether `on_event` wants the parent's events."""
+
+    def on_event(self, node: Node, name: str, fields: dict[str, Any]) -> None:
+        """The parent `node` announces an event; raising makes the parent's operation fail."""
+
+    def close(self) -> None:
+        """Release everything, children included; the first error is raised when all is done."""
+        self.tracker.close()
+        failures = []
+        for child in self.children.values():
+            try:
+                child.close()
+            except BlocklayerError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def reopen(self, read_only: bool) -> None:
+        """Change between read-only and read-write."""
+        for role, child in self.children.items():
+            if role != "backing":
+                child.reopen(read_only)
+        self.read_only = read_only
+
+    def info(self) -> dict[str, Any]:
+        """What `info` shows of this node beyond the common fields."""
+        return {}
+
+
+@dataclass(slots=True)
+class WritePlan:
+    """Clusters that a format gives to one run of guest bytes.
+
+         start                    start + head                       start + length
+           |--------- head ---------|------------ data ------------|------ tail ------|
+           host                     host + head
+
+    All of it is new space at `host`, a contiguous run of clusters. The core fills head and tail:
+    with zeroes, or with what is below where `copy_head` / `copy_tail` say so. `fresh` space reads
+    as zeroes already. For `zero` plans there is no space and no data: the clusters become zero.
+    """
+
+    start: int
+    length: int
+    host: int
+    head: int = 0
+    tail: int = 0
+    copy_head: bool = False
+    copy_tail: bool = False
+    fresh: bool = False
+    zero: bool = False
+    may_be_visible: bool = False
+    """Its commit failed half way: the space may be in use, and must not be given out again."""
+
+
+class FormatNode(Node):
+    """Base of formats. Subclasses describe a mapping; `core/io` moves the bytes."""
+
+    cluster_size: int = 1
+    probed: bool = False
+    """Nobody named the format: it was guessed, because no signature was found."""
+    recurse_status: bool = False
+    """Whether block status should also ask the storage below about holes inside DATA."""
+
+    def __init__(self, file: Node, *, read_only: bool) -> None:
+        super().__init__(file.filename, read_only=read_only)
+        self.file = file
+        self.backing: Node | None = None
+        self.backing_filename: str | None = None
+        self.backing_format: str | None = None
+        self.attach(file=file)
+
+    def attach_backing(self, backing: Node | None) -> None:
+        """Set what lies below this layer."""
+        self.backing = backing
+        self.children.pop("backing", None)
+        self.attach(backing=backing)
+
+    def activate(self) -> None:
+        """The graph below is complete: do what opening this image may have to write."""
+
+    def place(self, offset: int, length: int) -> tuple[Node, int, int] | None:
+        """(child, host offset, length) where a prefix of the range is written in place.
+
+        None if its first byte has no place yet, and `plan_write` must find one.
+        """
+        raise NotImplementedError
+
+    def plan_write(self, offset: int, length: int) -> WritePlan:
+        """Find space for a prefix of the range, which has no place. The caller holds its lock."""
+        raise NotImplementedError
+
+    def plan_zero(self, offset: int, length: int) -> WritePlan | None:
+        """A plan that makes a prefix of the (cluster aligned) range zero without storing it.
+
+        None if the first cluster has a place and must be zeroed there.
+        """
+        raise NotSupported(f"{self.driver} has no zero clusters")
+
+    def commit_writes(self, plans: Sequence[WritePlan]) -> None:
+        """The data of `plans` is written: make it visible, in the order the format needs."""
+        raise NotImplementedError
+
+    def abandon_writes(self, plans: Sequence[WritePlan]) -> None:
+        """Writing the data of `plans` failed: forget them. Never raises."""
+
+    def check(self, repair: Repair) -> CheckResult:
+        """Consistency check, with repairs; the caller has the image to itself."""
+        raise NotSupported("This image format does not support checks")
+
+    def change_backing(self, name: str | None, format_name: str | None) -> None:
+        """Store another backing file name (None removes it); the content is not touched."""
+        raise NotSupported(f"Format '{self.driver}' has no backing files")
+
+    def readv(self, offset: int, vector: Vector) -> None:
+        """Read through the mapping."""
+        from blocklayer.core import io
+
+        io.read_mapped(self, offset, vector)
+
+    def writev(self, offset: int, vector: Vector) -> None:
+        """Write through the mapping, allocating where needed."""
+        from blocklayer.core import io
+
+        io.write_mapped(self, offset, vector)
+
+    def zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Zero through the mapping."""
+        from blocklayer.core import io
+
+        io.zero_mapped(self, offset, length, flags)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Discard what has a place; the mapping stays."""
+        from blocklayer.core import io
+
+        io.discard_mapped(self, offset, length)
+
+    def flush(self) -> None:
+        """Flush the storage; drivers that cache metadata write it first."""
+        if self.sink is not None:
+            self.sink(self, "flush_to_disk", {})
+        self.file.flush()

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a name or an option tree to a graph of open nodes.
+
+A name becomes options, options become nodes: the protocol first, then the format (given, or found
+by its signature), then what the format's header asks for: its backing file, opened read-only in
+the same way, until a file without one. Loops and absurd depths end in `ChainError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from blocklayer.base.errors import (
+    BlocklayerError,
+    ChainError,
+    FormatError,
+    InvalidArgument,
+    OpenError,
+)
+from blocklayer.base.options import OptionTree, nest, parse_bool
+from blocklayer.core import drivers
+from blocklayer.core.node import FormatNode, Node
+from blocklayer.core.padding import Padded
+
+CHAIN_DEPTH_MAX = 200
+"""Layers of a backing chain: deeper ones are a mistake, or an attempt to exhaust descriptors."""
+
+_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*")
+
+FilenameLike = str | os.PathLike[str] | OptionTree
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMode:
+    """How writes reach the disk: qemu-img's cache modes are combinations of these."""
+
+    direct: bool = False
+    no_flush: bool = False
+    writethrough: bool = False
+
+
+CACHE_MODES = {
+    "writeback": CacheMode(),
+    "none": CacheMode(direct=True),
+    "writethrough": CacheMode(writethrough=True),
+    "directsync": CacheMode(direct=True, writethrough=True),
+    "unsafe": CacheMode(no_flush=True),
+}
+
+
+def cache_mode(name: str, what: str = "cache") -> CacheMode:
+    """The mode called `name`. Raises `InvalidArgument`."""
+    mode = CACHE_MODES.get(name)
+    if mode is None:
+        raise InvalidArgument(f"Invalid {what} option: {name}")
+    return mode
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFlags:
+    """What holds for a node and is inherited by its children."""
+
+    read_only: bool = True
+    cache: CacheMode = field(default_factory=CacheMode)
+    locking: str = "auto"
+    force_share: bool = False
+    backing_chain: bool = True
+    """Open backing files too."""
+    check: bool = False
+    """The image is opened to be checked: no repair on open, and damage is tolerated."""
+    backing_role: bool = False
+    """The node is (part of) a backing file."""
+
+
+class Opener:
+    """Opens one graph. Drivers get it, to open their children with what they inherit."""
+
+    def __init__(self, flags: OpenFlags, *, chain: tuple[tuple[int, int], ...] = ()) -> None:
+        self.flags = flags
+        self.chain = chain
+        self.depth = len(chain)
+
+    # --- names ----------------------------------------------------------------------------------
+
+    def open_name(self, name: FilenameLike, format_name: str | None = None) -> Node:
+        """Open what a user names: a path, `file:` or `json:` name, or an option tree."""
+        options = parse_name(name)
+        if format_name is not None:
+            if options.get("driver", format_name) != format_name:
+                raise InvalidArgument(
+                    f"Driver specified twice: '{options['driver']}' and '{format_name}'"
+                )
+            options["driver"] = format_name
+        shown = name if isinstance(name, str) else os.fspath(name) if _is_path(name) else ""
+        try:
+            return self.open_options(options)
+        except OpenError:
+            raise
+        except BlocklayerError as error:
+            raise _as_open_error(error, shown or _shown_name(options)) from error
+
+    def open_options(self, options: OptionTree) -> Node:
+        """Open an option tree, taking out what is understood; leftovers are an error."""
+        options = dict(options)
+        opener = self._with_options(options)
+        name = options.pop("driver", None)
+        if name is None:
+            return opener._open_probed(options)
+        driver = drivers.load(name)
+        if driver.kind != drivers.PROTOCOL and "file" not in options and "filename" in options:
+            options["file"] = {"driver": "file", "filename": options.pop("filename")}
+        return opener._finish(driver, options, guessed=False)
+
+    def _with_options(self, options: OptionTree) -> Opener:
+        """Take the options that every node has."""
+        flags = self.flags
+        options.pop("node-name", None)
+        if "read-only" in options:
+            read_only = parse_bool(options.pop("read-only"), "read-only")
+            flags = replace(flags, read_only=read_only or flags.backing_role)
+        if "force-share" in options:
+            flags = replace(
+                flags, force_share=parse_bool(options.pop("force-share"), "force-share")
+            )
+        cache = options.pop("cache", None)
+        if isinstance(cache, dict):
+            direct = parse_bool(cache.pop("direct", flags.cache.direct), "cache.direct")
+            no_flush = parse_bool(cache.pop("no-flush", flags.cache.no_flush), "cache.no-flush")
+            flags = replace(flags, cache=replace(flags.cache, direct=direct, no_flush=no_flush))
+            if cache:
+                raise InvalidArgument(f"Invalid parameter 'cache.{next(iter(cache))}'")
+        elif cache is not None:
+            raise InvalidArgument("Invalid parameter 'cache'")
+        return self if flags is self.flags else Opener(flags, chain=self.chain)
+
+    def _open_probed(self, options: OptionTree) -> Node:
+        if "file" not in options and "filename" in options:
+            options["file"] = {"driver": "file", "filename": options.pop("filename")}
+        storage = self.open_child(options, "file")
+        try:
+            name = probe_node(storage)
+            driver = drivers.load(name)
+            options["file"] = storage
+            return self._finish(driver, options, guessed=name == "raw")
+        except BaseException:
+            _close_quietly(storage)
+            raise
+
+    def _finish(self, driver: drivers.Driver, options: OptionTree, guessed: bool) -> Node:
+        """Let the driver open its node, then give it its backing file."""
+        backing_given = "backing" in options
+        backing = options.pop("backing", None)
+        node = driver.open(self, options)
+        try:
+            if options:
+                raise InvalidArgument(f"Invalid parameter '{next(iter(options))}'")
+            if isinstance(node, FormatNode):
+                if guessed:
+                    node.probed = True
+                if self.flags.backing_chain:
+                    self._attach_backing(node, backing, given=backing_given)
+                node.activate()
+            elif node.limits.request_alignment > 1:
+                return Padded(node)
+            return node
+        except BaseException:
+            _close_quietly(node)
+            raise
+
+    # --- children -------------------------------------------------------------------------------
+
+    def open_child(self, options: OptionTree, role: str) -> Node:
+        """Open the child that `options` describe under `role`: a tree, a file name, or a node."""
+        if role not in options:
+            raise InvalidArgument(f"A block device must be specified for \"{role}\"")
+        child = options.pop(role)
+        if isinstance(child, Node):
+            return child
+        if isinstance(child, str):
+            child = {"driver": "file", "filename": child}
+        if not isinstance(child, dict):
+            raise InvalidArgument(f"Invalid parameter type for '{role}', expected: object")
+        if "driver" not in child and "filename" in child:
+            child = {**child, "driver": "file"}
+        return self.open_options(child)
+
+    def _attach_backing(self, node: FormatNode, options: Any, *, given: bool) -> None:
+        if given and options is None:
+            return
+        if given:
+            if isinstance(options, str):
+                options = parse_name(options)
+            node.attach_backing(self._below(node).open_options(options))
+        elif node.backing_filename:
+            name = backing_path(node.filename, node.backing_filename)
+            try:
+                below = self._below(node).open_name(name, node.backing_format)
+            except ChainError:
+                raise
+            except OpenError as error:
+                if isinstance(error.__cause__, ChainError):
+                    raise error.__cause__ from None
+                raise OpenError(
+                    f"Could not open backing file: {error}", node.filename, error.code
+                ) from error
+            node.attach_backing(below)
+
+    def _below(self, node: FormatNode) -> Opener:
+        """The opener for what lies below `node`: read-only, and aware of the chain so far."""
+        identity = file_identity(node)
+        if identity is not None and identity in self.chain:
+            raise ChainError(
+                f"Backing file '{node.filename}' creates an infinite loop.", node.filename
+            )
+        if self.depth >= CHAIN_DEPTH_MAX:
+            raise ChainError(
+                f"The backing chain of '{node.filename}' is deeper than {CHAIN_DEPTH_MAX} layers",
+                node.filename,
+            )
+        flags = replace(
+            self.flags,
+            read_only=True,
+            backing_role=True,
+            check=False,
+            cache=replace(self.flags.cache, writethrough=False),
+        )
+        return Opener(flags, chain=(*self.chain, identity or (-1, self.depth)))
+
+
+def probe_node(storage: Node) -> str:
+    """The format of what `storage` holds. Raises `FormatError` for one that is known elsewhere."""
+    head = bytearray(min(drivers.PROBE_LENGTH, storage.size))
+    if head:
+        storage.readv(0, [memoryview(head)])
+    name = drivers.probe_signature(head)
+    if name is not None:
+        return name
+    foreign = drivers.foreign_signature(head)
+    if foreign is not None:
+        raise FormatError(
+            f"The image looks like {foreign}, which this version cannot open;"
+            " give the format 'raw' explicitly if its bytes are to be taken as they are",
+            storage.filename,
+        )
+    return "raw"
+
+
+def parse_name(name: FilenameLike) -> OptionTree:
+    """The option tree of a path, `json:{…}`, `file:` or other name."""
+    if isinstance(name, dict):
+        return nest(name)
+    text = os.fspath(name)
+    if text.startswith("json:"):
+        return _parse_json_name(text)
+    if text.startswith("file:"):
+        return {"file": {"driver": "file", "filename": text[5:]}}
+    if text.startswith("null-co://"):
+        return {"driver": "raw", "file": {"driver": "null"}}
+    prefix = text.partition(":")[0]
+    if isinstance(name, str) and prefix != text and len(prefix) > 1 and _PROTOCOL.fullmatch(prefix):
+        raise OpenError(
+            f"Unknown protocol '{prefix}' (write 'file:{text}' for a file of this name)", text
+        )
+    if not text:
+        raise InvalidArgument("The file name is empty")
+    return {"file": {"driver": "file", "filename": text}}
+
+
+def _parse_json_name(text: str) -> OptionTree:
+    try:
+        options = json.loads(text[5:])
+    except (ValueError, RecursionError) as error:
+        raise OpenError(f"Could not parse the JSON options: {error}", text) from None
+    if not isinstance(options, dict):
+        raise OpenError("Invalid JSON object given", text)
+    try:
+        return nest(options)
+    except InvalidArgument as error:
+        raise OpenError(str(error), text) from None
+
+
+def backing_path(overlay: str, backing: str) -> str:
+    """A backing file's name as seen from here: relative names start at the overlay's folder."""
+    if os.path.isabs(backing) or backing.startswith(("json:", "file:")) or "://" in backing:
+        return backing
+    if overlay.startswith("json:"):
+        raise OpenError("Cannot use relative paths with a json: overlay name", overlay)
+    return os.path.join(os.path.dirname(overlay), backing)
+
+
+def file_identity(node: Node) -> tuple[int, int] | None:
+    """(device, inode) of the file at the bottom of a node's `file` edge."""
+    while "file" in node.children:
+        node = node.children["file"]
+    try:
+        status = os.stat(node.filename)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_path(name: FilenameLike) -> bool:
+    return isinstance(name, os.PathLike)
+
+
+def _shown_name(options: OptionTree) -> str:
+    """A name for error messages about an option tree."""
+    while isinstance(options.get("file"), dict):
+        options = options["file"]
+    return str(options.get("filename", "")) or "json:" + json.dumps(options, default=str)
+
+
+def _as_open_error(error: BlocklayerError, filename: str) -> BlocklayerError:
+    if isinstance(error, ChainError):
+        return error
+    return OpenError(str(error), filename, error.errno or errno.EINVAL)
+
+
+def _close_quietly(node: Node) -> None:
+    """Release a graph whose opening has failed; the first error is the one to report."""
+    try:
+        node.close()
+    except BlocklayerError:
+        return

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is at work on a node: requests in flight, and ranges that exclude each other.
+
+Lock order, everywhere in the package, outermost first; a lock further down is never held while
+one further up is taken:
+
+    1. Tracker      a request is in flight (never blocks requests, only drains wait for it)
+    2. RangeLock    a range of guest bytes is being allocated or read-modified-written
+    3. driver lock  a format's tables; never held while guest data moves
+    4. leaf locks   a protocol's own bookkeeping (size, zero ladder)
+
+A node's locks are taken before those of its children, since requests run downwards.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from blocklayer.base.errors import Closed
+
+
+class Tracker:
+    """Requests in flight on a node, and the drain that waits for them.
+
+    Entering and leaving are one atomic deque operation each (about 50 ns). Correctness is
+    Dekker's: a request first adds itself and then looks for a drain, a drain first raises its
+    flag and then looks for requests; one of the two must see the other.
+
+    The inline path uses `inflight` and `drained` directly.
+    """
+
+    __slots__ = ("_changed", "closed", "drained", "inflight")
+
+    def __init__(self) -> None:
+        self.inflight: deque[None] = deque()
+        self.drained = 0
+        self.closed = False
+        self._changed = threading.Condition()
+
+    def enter(self) -> None:
+        """Begin a request; waits while the node is drained. Raises `Closed`."""
+        while True:
+            self.inflight.append(None)
+            if not self.drained:
+                return
+            self.leave()
+            with self._changed:
+                while self.drained and not self.closed:
+                    self._changed.wait()
+                if self.closed:
+                    raise Closed("The disk is closed")
+
+    def leave(self) -> None:
+        """End a request. The order matters: first out, then look for a drain."""
+        self.inflight.pop()
+        if self.drained:
+            self.wake()
+
+    def wake(self) -> None:
+        """Tell a drain that a request has ended."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def drain_begin(self) -> None:
+        """Stop new requests and wait for those in flight."""
+        with self._changed:
+            self.drained += 1
+            while self.inflight:
+                self._changed.wait()
+
+    def drain_end(self) -> None:
+        """Let requests continue."""
+        with self._changed:
+            self.drained -= 1
+            self._changed.notify_all()
+
+    @contextmanager
+    def drained_section(self) -> Iterator[None]:
+        """No request is in flight inside. The caller must not be inside a request itself."""
+        self.drain_begin()
+        try:
+            yield
+        finally:
+            self.drain_end()
+
+    def close(self) -> None:
+        """Wait for requests in flight; everything after is refused with `Closed`.
+
+        The drain is never ended, so that the inline path needs no second flag to look at.
+        """
+        self.drain_begin()
+        self.closed = True
+        self.wake()
+
+
+class RangeLock:
+    """Exclusive ranges of bytes: the only mechanism by which overlapping requests wait."""
+
+    __slots__ = ("_changed", "_held")
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._held: list[tuple[int, int]] = []
+
+    def acquire(self, ranges: list[tuple[int, int]]) -> None:
+        """Wait until nobody holds anything that overlaps one of `ranges` (start, end); take all.
+
+        All or nothing, so that two batches cannot wait for each other.
+        """
+        with self._changed:
+            while self._conflict(ranges):
+                self._changed.wait()
+            self._held.extend(ranges)
+
+    def release(self, ranges: list[tuple[int, int]]) -> None:
+        """Give back what `acquire` took."""
+        with self._changed:
+            for taken in ranges:
+                self._held.remove(taken)
+            self._changed.notify_all()
+
+    def _conflict(self, ranges: list[tuple[int, int]]) -> bool:
+        held = self._held
+        return bool(held) and any(
+            start < held_end and held_start < end
+            for held_start, held_end in held
+            for start, end in ranges
+        )

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New QED images. Options are checked before anything is touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blocklayer.base.align import align_up
+from blocklayer.base.errors import InvalidArgument, NotSupported
+from blocklayer.base.units import SECTOR, parse_size
+from blocklayer.core import io as core_io
+from blocklayer.core.drivers import CreateOption
+from blocklayer.core.node import Node
+from blocklayer.formats.qed.header import encode_backing_name, with_backing
+from blocklayer.formats.qed.layout import (
+    BACKING_FILENAME_MAX,
+    CLUSTER_SIZE_DEFAULT,
+    CLUSTER_SIZE_MAX,
+    CLUSTER_SIZE_MIN,
+    MAGIC,
+    TABLE_SIZE_DEFAULT,
+    TABLE_SIZE_MAX,
+    TABLE_SIZE_MIN,
+    Geometry,
+    Header,
+    is_cluster_size_valid,
+    is_table_size_valid,
+)
+
+OPTIONS = (
+    CreateOption("backing_file", "str", "File name of a base image"),
+    CreateOption("backing_fmt", "str", "Image format of the base image"),
+    CreateOption("cluster_size", "size", "Cluster size (in bytes)", str(CLUSTER_SIZE_DEFAULT)),
+    CreateOption("size", "size", "Virtual disk size"),
+    CreateOption("table_size", "size", "L1/L2 table size (in clusters)", str(TABLE_SIZE_DEFAULT)),
+)
+
+
+def resolve(options: dict[str, Any]) -> dict[str, Any]:
+    """Complete and validate create options. Raises `InvalidArgument`, `NotSupported`."""
+    cluster_size = parse_size(options.get("cluster_size") or CLUSTER_SIZE_DEFAULT, "cluster_size")
+    table_size = parse_size(options.get("table_size") or TABLE_SIZE_DEFAULT, "table_size")
+    if not is_cluster_size_valid(cluster_size):
+        raise InvalidArgument(
+            f"QED cluster size must be within range [{CLUSTER_SIZE_MIN}, {CLUSTER_SIZE_MAX}]"
+            " and power of 2"
+        )
+    if not is_table_size_valid(table_size):
+        raise InvalidArgument(
+            f"QED table size must be within range [{TABLE_SIZE_MIN}, {TABLE_SIZE_MAX}]"
+            " and power of 2"
+        )
+    mode = options.get("preallocation", "off")
+    if mode != "off":
+        raise NotSupported(f"Unsupported preallocation mode '{mode}' for QED")
+    size = align_up(options["size"], SECTOR)
+    maximum = Geometry(cluster_size, table_size).image_size_max
+    if size > maximum:
+        raise InvalidArgument(
+            "QED image size must be a multiple of 512 and no more than"
+            f" {maximum} bytes with this cluster and table size; {size} were asked for"
+        )
+    name = options.get("backing_file")
+    if name:
+        length = len(encode_backing_name(name))
+        room = min(cluster_size - Header.SIZE, BACKING_FILENAME_MAX)
+        if length > room:
+            raise InvalidArgument(
+                f"The backing file name has {length} bytes; the header has room for {room}"
+            )
+    return {**options, "size": size, "cluster_size": cluster_size, "table_size": table_size}
+
+
+def create(storage: Node, options: dict[str, Any]) -> None:
+    """Write header and an empty L1 table into empty storage; `options` come from `resolve`."""
+    cluster_size: int = options["cluster_size"]
+    geometry = Geometry(cluster_size, options["table_size"])
+    header = Header(
+        magic=MAGIC,
+        cluster_size=cluster_size,
+        table_size=options["table_size"],
+        header_size=1,
+        l1_table_offset=cluster_size,
+        image_size=options["size"],
+    )
+    header, name = with_backing(
+        header, options.get("backing_file") or None, options.get("backing_fmt"), Header.SIZE
+    )
+    length = cluster_size + geometry.table_bytes
+    if storage.grows_zeroed:
+        storage.truncate(length)
+    else:
+        core_io.zero_range(storage, 0, length, 0)
+    # The magic number comes last and in one sector: what is half made is no QED image.
+    if name:
+        storage.writev(Header.SIZE, [memoryview(name)])
+        storage.flush()
+    storage.writev(0, [memoryview(header.pack())])

@@ -1,0 +1,612 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The QED node: where guest bytes live, where they may go, and in which order tables change.
+
+Order of an allocating write (QED specification, and the integrity argument of its authors):
+
+    no backing file   NEED_CHECK set and flushed, data, L2 entry. A crash may leave entries that
+                      point past the end of the file, or leaks; the check at the next opening
+                      clears the former, which then read as zeroes as before the write.
+    backing file      data, flush, L2 entry. The tables are consistent at every moment.
+    new L2 table      data, table, flush, L1 entry.
+
+Space is given out at the end of the file only, so it reads as zeroes until it is written, and the
+file always reaches to the end of the last cluster that was given out.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from blocklayer.base.errors import (
+    BlocklayerError,
+    CorruptImage,
+    InvalidArgument,
+    NotSupported,
+    OutOfRange,
+    TruncatedImage,
+)
+from blocklayer.base.extent import BACKING, DATA, ZERO
+from blocklayer.base.options import OptionTree
+from blocklayer.base.units import INT64_MAX, SECTOR
+from blocklayer.core import io as core_io
+from blocklayer.core.checking import CheckResult, Repair
+from blocklayer.core.drivers import FORMAT, Driver
+from blocklayer.core.node import FormatNode, Inline, Mapped, Node, WritePlan
+from blocklayer.core.opening import Opener, OpenFlags
+from blocklayer.formats.qed import create as qed_create
+from blocklayer.formats.qed.header import (
+    place_backing_name,
+    read_backing_name,
+    read_header,
+    with_backing,
+    write_header,
+)
+from blocklayer.formats.qed.layout import (
+    F_BACKING_FILE,
+    F_NEED_CHECK,
+    SLICE_ENTRIES,
+    UNALLOCATED,
+    ZERO_CLUSTER,
+)
+from blocklayer.formats.qed.tables import Tables
+
+NEED_CHECK_IDLE_SECONDS = 5.0
+"""Time after the last allocating write until the image is marked clean again."""
+
+
+class QedNode(FormatNode):
+    """An open QED image."""
+
+    driver = "qed"
+
+    def __init__(self, file: Node, flags: OpenFlags) -> None:
+        super().__init__(file, read_only=flags.read_only)
+        self.header, self.geometry = read_header(file)
+        self.cluster_size = self.geometry.cluster_size
+        self.limits.zero_alignment = self.limits.opt_transfer = self.cluster_size
+        self.size = self.header.image_size
+        self.backing_filename, self.backing_format = read_backing_name(file, self.header)
+        self.file_end = self.geometry.cluster_start(file.size)
+        """Where the next cluster is allocated; what lies behind it belongs to nobody."""
+        self._header_end = self.header.header_size * self.cluster_size
+        self._l1_end = self.header.l1_table_offset + self.geometry.table_bytes
+        self._flags = flags
+        self._lock = threading.Lock()
+        self._trimmed = False
+        self._uncommitted = 0
+        self._keep_need_check = False
+        """Something may be wrong with the tables: the next opening has to look."""
+        self._marked_by_us = False
+        self._last_allocation = 0.0
+        self._idle_timer: threading.Timer | None = None
+        self.tables = Tables(self)
+
+    @property
+    def has_backing(self) -> bool:
+        """The header names a backing file, whether it is open or not."""
+        return bool(self.header.features & F_BACKING_FILE)
+
+    @property
+    def needs_check(self) -> bool:
+        """The image is marked as possibly inconsistent."""
+        return bool(self.header.features & F_NEED_CHECK)
+
+    # --- opening --------------------------------------------------------------------------------
+
+    def activate(self) -> None:
+        """Read-write opening: forget unknown autoclear features, check an image left dirty."""
+        if self.read_only or self._flags.check:
+            return
+        if self.header.autoclear_features:
+            self._update_header(autoclear_features=0)
+            self.file.flush()
+        if self.needs_check:
+            self._check_left_dirty()
+
+    def _check_left_dirty(self) -> None:
+        from blocklayer.formats.qed.check import check
+
+        result = check(self, Repair(errors=True), copy_shared=False)
+        if result.clean or not (result.corruptions or result.check_errors):
+            self._cut_trailing_leaks()
+            self.mark_clean()
+            return
+        self._keep_need_check = True
+        import logging
+
+        logging.getLogger("blocklayer").warning(
+            "'%s' is damaged: %d corruptions and %d errors remain after the check on opening;"
+            " run 'blk check' on it",
+            self.filename,
+            result.corruptions,
+            result.check_errors,
+        )
+
+    def _cut_trailing_leaks(self) -> None:
+        """Give back what a crash left behind the last cluster in use."""
+        from blocklayer.formats.qed.compact import last_used_end
+
+        end = last_used_end(self)
+        if end < self.file_end and self.file.grows_zeroed:
+            self.file.truncate(end)
+            self.file_end = end
+
+    def reopen(self, read_only: bool) -> None:
+        """Change the mode; going read-only marks the image clean first."""
+        if read_only and not self.read_only:
+            self._settle()
+        super().reopen(read_only)
+        if not read_only:
+            self.activate()
+
+    # --- where bytes live -----------------------------------------------------------------------
+
+    def map(self, offset: int, length: int) -> Mapped:
+        """The first run: clusters that are contiguous in the file, or all without a place."""
+        geometry = self.geometry
+        entries = self.tables.l2_slices.get(geometry.slice_number(offset))
+        if entries is None:
+            entries = self.tables.l2_slice(geometry.slice_number(offset))
+            if entries is None:
+                return BACKING, self._unmapped_run(offset, length), None, 0
+        index = geometry.slice_index(offset)
+        entry = entries[index]
+        within = geometry.in_cluster(offset)
+        count = _run(entries, index, entry, geometry.clusters(within + length), self.cluster_size)
+        length = min(length, count * self.cluster_size - within)
+        if entry == UNALLOCATED:
+            return BACKING, length, None, 0
+        if entry == ZERO_CLUSTER:
+            return ZERO, length, None, 0
+        self._require_clusters(entry, count, offset)
+        return DATA, length, self.file, entry + within
+
+    def _unmapped_run(self, offset: int, length: int) -> int:
+        """Bytes from `offset` for which there are no L2 tables."""
+        geometry = self.geometry
+        run = geometry.to_table_end(offset)
+        while run < length and not self.tables.l1_entry(geometry.l1_index(offset + run)):
+            run += geometry.table_span
+        return min(run, length)
+
+    def _require_clusters(self, entry: int, count: int, offset: int) -> None:
+        """Raise unless `count` data clusters can stand at `entry`."""
+        problem = self.cluster_problem(entry) or self.cluster_problem(
+            entry + (count - 1) * self.cluster_size
+        )
+        if problem is not None:
+            kind = TruncatedImage if "end of the file" in problem else CorruptImage
+            raise kind(
+                f"The data cluster of guest offset {offset:#x} at {entry:#x} {problem};"
+                f" run 'blk check' on '{self.filename}'",
+                self.filename,
+            )
+
+    def cluster_problem(self, entry: int) -> str | None:
+        """Why no cluster can stand at `entry`; None if one can."""
+        if self.geometry.in_cluster(entry):
+            return "is not aligned to clusters"
+        if entry < self._header_end:
+            return "lies in the header"
+        if entry >= self.file_end:
+            return f"lies behind the end of the file ({self.file_end:#x})"
+        if self.header.l1_table_offset <= entry < self._l1_end:
+            return "lies in the L1 table"
+        return None
+
+    def table_problem(self, table: int) -> str | None:
+        """Why no L2 table can stand at `table`; None if one can."""
+        problem = self.cluster_problem(table)
+        if problem is not None:
+            return problem
+        end = table + self.geometry.table_bytes
+        if end > self.file_end:
+            return f"reaches behind the end of the file ({self.file_end:#x})"
+        if table < self.header.l1_table_offset < end:
+            return "overlaps the L1 table"
+        return None
+
+    def inline(self) -> Inline | None:
+        """The inline path: one slice in the cache, one cluster, one descriptor."""
+        descriptor = getattr(self.file, "descriptor", None)
+        if descriptor is None or self.file.limits.request_alignment > 1:
+            return None
+        get_slice = self.tables.l2_slices.get
+        slice_shift = self.geometry.slice_shift
+        slice_mask = self.geometry.slice_mask
+        cluster_bits = self.geometry.cluster_bits
+        cluster_mask = self.geometry.cluster_mask
+        cluster_size = self.cluster_size
+        # Entries below are looked at closely by the slow path.
+        first = max(self._header_end, self._l1_end)
+
+        def lookup(offset: int, length: int) -> int:
+            entries = get_slice(offset >> slice_shift)
+            if entries is not None and offset + length <= self.size:
+                within = offset & cluster_mask
+                if within + length <= cluster_size:
+                    entry = entries[(offset >> cluster_bits) & slice_mask]
+                    if first <= entry < self.file_end and not entry & cluster_mask:
+                        return entry + within
+            return -1
+
+        return Inline(lookup, lookup, descriptor)
+
+    # --- where bytes may go ---------------------------------------------------------------------
+
+    def place(self, offset: int, length: int) -> tuple[Node, int, int] | None:
+        """Data clusters are written in place."""
+        kind, count, _, host = self.map(offset, length)
+        return (self.file, host, count) if kind == DATA else None
+
+    def plan_write(self, offset: int, length: int) -> WritePlan:
+        """New clusters for the run of clusters without a place that starts at `offset`."""
+        geometry = self.geometry
+        start = geometry.cluster_start(offset)
+        first_kind, _, _, _ = self.map(offset, 1)
+        count = self._placeless_clusters(start, offset + length)
+        end = min(start + count * self.cluster_size, geometry.cluster_up(offset + length))
+        stop = min(end, offset + length)
+        plan = WritePlan(start, end - start, 0, head=offset - start, tail=end - stop)
+        below = self.backing is not None
+        plan.copy_head = below and plan.head > 0 and first_kind == BACKING
+        if plan.tail and below:
+            plan.copy_tail = self.map(stop - 1, 1)[0] == BACKING
+        self._begin_allocation()
+        try:
+            with self._lock:
+                partial = plan.head > 0 or plan.tail > 0
+                plan.host, plan.fresh = self._allocate(plan.length, extend=partial)
+        except BaseException:
+            self._end_allocation(1)
+            raise
+        return plan
+
+    def plan_zero(self, offset: int, length: int) -> WritePlan | None:
+        """Clusters without a place become zero clusters."""
+        if self.map(offset, 1)[0] == DATA:
+            return None
+        count = self._placeless_clusters(offset, offset + length)
+        self._begin_allocation()
+        return WritePlan(offset, count * self.cluster_size, 0, zero=True)
+
+    def _placeless_clusters(self, start: int, end: int) -> int:
+        """Clusters from `start` that have no place, within one L2 table."""
+        geometry = self.geometry
+        end = min(end, start + geometry.to_table_end(start))
+        position = start
+        while position < end:
+            kind, count, _, _ = self.map(position, end - position)
+            if kind == DATA:
+                break
+            position += count
+        return geometry.clusters(position - start)
+
+    def _allocate(self, length: int, *, extend: bool) -> tuple[int, bool]:
+        """`length` bytes at the end of the file; whether they read as zeroes. Holds the lock.
+
+        With `extend` the file is made to hold them; otherwise they are about to be written whole.
+        """
+        host = self.file_end
+        end = host + length
+        if end > INT64_MAX:
+            raise OutOfRange(f"'{self.filename}' cannot grow beyond {INT64_MAX} bytes")
+        fresh = self.file.grows_zeroed
+        if fresh and not self._trimmed:
+            if self.file.size > host:
+                self.file.truncate(host)  # a partial cluster that belongs to nobody
+            self._trimmed = True
+        if not fresh and end > self.file.size:
+            raise OutOfRange(
+                f"No space left for '{self.filename}': its device has {self.file.size} bytes"
+            )
+        if fresh and extend:
+            self.file.truncate(end)
+        self.file_end = end
+        return host, fresh
+
+    def allocate_for_repair(self, length: int) -> int:
+        """New space for a repair, which has the image to itself; zeroed or not."""
+        with self._lock:
+            return self._allocate(length, extend=True)[0]
+
+    def _begin_allocation(self) -> None:
+        """Before the first byte of an allocating write: mark the image."""
+        with self._lock:
+            if not self.has_backing and not self.needs_check:
+                self._announce("need_check_set")
+                header = self.header.replace(features=self.header.features | F_NEED_CHECK)
+                write_header(self.file, header)
+                self.file.flush()
+                # Only now: if it is not on disk for certain, the next write has to try again.
+                self.header = header
+                self._marked_by_us = True
+                self._arm_idle_timer(NEED_CHECK_IDLE_SECONDS)
+            self._uncommitted += 1
+
+    def _end_allocation(self, count: int) -> None:
+        with self._lock:
+            self._uncommitted -= count
+            self._last_allocation = time.monotonic()
+
+    def abandon_writes(self, plans: Sequence[WritePlan]) -> None:
+        """Take space back that is still the last of the file; leak it otherwise."""
+        with self._lock:
+            for plan in reversed(plans):
+                if plan.zero or plan.may_be_visible or plan.host + plan.length != self.file_end:
+                    continue
+                try:
+                    if self.file.grows_zeroed:
+                        self.file.truncate(plan.host)
+                        self.file_end = plan.host
+                except BlocklayerError:
+                    continue  # it stays leaked; the failure that led here is being reported
+        self._end_allocation(len(plans))
+
+    # --- making it visible ----------------------------------------------------------------------
+
+    def commit_writes(self, plans: Sequence[WritePlan]) -> None:
+        """Point L2 entries to the plans' clusters, one update a table."""
+        by_table: dict[int, list[WritePlan]] = {}
+        for plan in plans:
+            by_table.setdefault(self.geometry.l1_index(plan.start), []).append(plan)
+        must_flush = self.has_backing and not all(plan.zero for plan in plans)
+        if must_flush and any(self.tables.l1_entry(index) for index in by_table):
+            self.flush()
+            must_flush = False
+        with self._lock:
+            try:
+                for index, group in by_table.items():
+                    if self.tables.l1_entry(index):
+                        if must_flush:  # another writer made the table meanwhile
+                            self.flush()
+                            must_flush = False
+                        self._commit_to_table(index, group)
+                    else:
+                        self._commit_new_table(index, group)
+                        must_flush = False
+            except BaseException:
+                # What reached the disk is not known: never hand out this space again.
+                self._keep_need_check = True
+                for plan in plans:
+                    plan.may_be_visible = True
+                raise
+        self._end_allocation(len(plans))
+
+    def _commit_to_table(self, l1_index: int, plans: list[WritePlan]) -> None:
+        """A slice is written once, from its first to its last change."""
+        updates: dict[int, array[int]] = {}
+        firsts: dict[int, int] = {}
+        for plan in plans:
+            for number, first, values in self._plan_entries(plan):
+                if number not in updates:
+                    updates[number], firsts[number] = values, first
+                    continue
+                known = self.tables.l2_slice(number)
+                assert known is not None
+                behind = firsts[number] + len(updates[number])
+                updates[number] = updates[number] + known[behind:first] + values
+        self.tables.write_l2(l1_index, updates, firsts)
+
+    def _plan_entries(self, plan: WritePlan) -> list[tuple[int, int, array[int]]]:
+        """(slice number, first index in it, entries) of a plan, cut at slice boundaries."""
+        geometry = self.geometry
+        cluster = self.cluster_size
+        pieces = []
+        done = 0
+        while done < plan.length:
+            position = plan.start + done
+            size = min(plan.length - done, geometry.to_slice_end(position))
+            count = size // cluster
+            if plan.zero:
+                values = array("Q", [ZERO_CLUSTER]) * count
+            else:
+                host = plan.host + done
+                values = array("Q", range(host, host + size, cluster))
+            pieces.append((geometry.slice_number(position), geometry.slice_index(position), values))
+            done += size
+        return pieces
+
+    def _commit_new_table(self, l1_index: int, plans: list[WritePlan]) -> None:
+        """Table, flush (which also covers the data), L1 entry."""
+        slices: dict[int, array[int]] = {}
+        for plan in plans:
+            for number, first, values in self._plan_entries(plan):
+                entries = slices.setdefault(number, array("Q", bytes(SLICE_ENTRIES * 8)))
+                entries[first : first + len(values)] = values
+        table, fresh = self._allocate(self.geometry.table_bytes, extend=True)
+        if not fresh:
+            core_io.zero_range(self.file, table, self.geometry.table_bytes, 0)
+        self.tables.write_new_table(table, slices)
+        self.flush()
+        self.tables.write_l1_entry(l1_index, table)
+        self.tables.adopt(slices)
+
+    # --- NEED_CHECK -----------------------------------------------------------------------------
+
+    def _update_header(self, **fields: int) -> None:
+        """Change header fields on disk, then in memory."""
+        header = self.header.replace(**fields)
+        write_header(self.file, header)
+        self.header = header
+
+    def _announce(self, event: str) -> None:
+        if self.sink is not None:
+            self.sink(self, event, {})
+
+    def _arm_idle_timer(self, seconds: float) -> None:
+        """The timer holds no reference to the node: a forgotten disk can still be collected."""
+        reference = weakref.ref(self)
+
+        def fire() -> None:
+            node = reference()
+            if node is not None:
+                node._idle()
+
+        self._idle_timer = threading.Timer(seconds, fire)
+        self._idle_timer.daemon = True
+        self._idle_timer.start()
+
+    def _idle(self) -> None:
+        """The timer fired: mark the image clean if nobody has allocated for a while."""
+        with self._lock:
+            self._idle_timer = None
+            if self.tracker.closed or self.read_only or self._keep_need_check:
+                return
+            idle = time.monotonic() - self._last_allocation
+            if self._uncommitted or idle < NEED_CHECK_IDLE_SECONDS:
+                self._arm_idle_timer(max(NEED_CHECK_IDLE_SECONDS - idle, 0.1))
+                return
+            try:
+                self._clear_need_check()
+            except BlocklayerError:
+                self._keep_need_check = True  # the bit stays; the next flush reports the failure
+
+    def _clear_need_check(self) -> None:
+        """Flush, clear the bit, flush. Holds the lock, or is alone."""
+        self.file.flush()
+        self._announce("need_check_clear")
+        self._update_header(features=self.header.features & ~F_NEED_CHECK)
+        self.file.flush()
+        self._marked_by_us = False
+
+    def mark_clean(self) -> None:
+        """The tables are known to be consistent: clear NEED_CHECK."""
+        with self._lock:
+            self._keep_need_check = False
+            if self.needs_check:
+                self._clear_need_check()
+
+    def keep_need_check(self) -> None:
+        """The tables are known to be damaged: the bit is not to be cleared by closing."""
+        self._keep_need_check = True
+
+    def _settle(self) -> None:
+        """No allocating write is in flight any more: mark clean what this node has marked."""
+        with self._lock:
+            if self._idle_timer is not None:
+                self._idle_timer.cancel()
+                self._idle_timer = None
+            if self.read_only:
+                return
+            if self.needs_check and self._marked_by_us and not self._keep_need_check:
+                self._clear_need_check()
+            elif self._trimmed:
+                self.file.flush()
+
+    def close(self) -> None:
+        """Flush and mark clean, then close the children."""
+        self.tracker.close()
+        failure: BlocklayerError | None = None
+        try:
+            self._settle()
+        except BlocklayerError as error:
+            failure = error
+        super().close()
+        if failure is not None:
+            raise failure
+
+    # --- other operations -----------------------------------------------------------------------
+
+    def check(self, repair: Repair) -> CheckResult:
+        """Consistency check; the caller has the image to itself."""
+        from blocklayer.formats.qed.check import check
+
+        return check(self, repair)
+
+    def truncate(self, size: int, preallocation: str = "off") -> None:
+        """Grow or shrink the disk; no request is in flight."""
+        if preallocation != "off":
+            raise NotSupported(f"Unsupported preallocation mode '{preallocation}'")
+        if size % SECTOR or size > self.geometry.image_size_max:
+            raise InvalidArgument(
+                f"Invalid image size specified: {size} is not a multiple of {SECTOR} up to"
+                f" {self.geometry.image_size_max}"
+            )
+        from blocklayer.formats.qed import resize
+
+        if size > self.size:
+            resize.grow(self, size)
+        elif size < self.size:
+            resize.shrink(self, size)
+
+    def set_image_size(self, size: int) -> None:
+        """Write the disk's size into the header, and make it last."""
+        self._update_header(image_size=size)
+        self.size = size
+        self.file.flush()
+
+    def change_backing(self, name: str | None, format_name: str | None) -> None:
+        """Rewrite the backing file's name; the caller knows that the content fits it."""
+        if self.header.compat_features and name is not None:
+            raise NotSupported(
+                "Operation not supported: the image has unknown compatible features"
+                f" ({self.header.compat_features:x}), whose data a new name could overwrite"
+            )
+        length = len(name.encode("utf-8", "surrogateescape")) if name else 0
+        offset = place_backing_name(self.header, length)
+        if offset is None:
+            raise OutOfRange(
+                "No space left in the file header: the name has"
+                f" {length} bytes and must fit {self.header.header_size} header clusters"
+            )
+        header, encoded = with_backing(self.header, name, format_name, offset)
+        with self._lock:
+            if self.needs_check and self._marked_by_us:
+                self._clear_need_check()
+                header.features &= ~F_NEED_CHECK
+            if encoded:
+                self.file.writev(offset, [memoryview(encoded)])
+                self.file.flush()
+            write_header(self.file, header)
+            self.file.flush()
+            self.header = header
+        self.backing_filename = name
+        self.backing_format = "raw" if name and format_name == "raw" else None
+
+    def info(self) -> dict[str, Any]:
+        """Cluster and table sizes, and whether the image was left dirty."""
+        return {
+            "cluster-size": self.cluster_size,
+            "table-size": self.geometry.table_size,
+            "dirty-flag": self.needs_check,
+        }
+
+
+def _run(entries: array[int], index: int, entry: int, limit: int, cluster: int) -> int:
+    """Entries from `index` on that continue `entry`, at most `limit`, within the slice."""
+    end = min(index + limit, SLICE_ENTRIES)
+    position = index + 1
+    if entry <= ZERO_CLUSTER:
+        while position < end and entries[position] == entry:
+            position += 1
+    else:
+        expected = entry + cluster
+        while position < end and entries[position] == expected:
+            expected += cluster
+            position += 1
+    return position - index
+
+
+def _open(opener: Opener, options: OptionTree) -> Node:
+    file = opener.open_child(options, "file")
+    try:
+        return QedNode(file, opener.flags)
+    except BaseException:
+        file.close()
+        raise
+
+
+DRIVER = Driver(
+    name="qed",
+    kind=FORMAT,
+    open=_open,
+    create=qed_create.create,
+    resolve=qed_create.resolve,
+    create_options=qed_create.OPTIONS,
+)

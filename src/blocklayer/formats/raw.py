@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The raw format: guest bytes are file bytes, or a window (`offset`, `size`) of them.
+
+A file whose length is not a multiple of 512 is a disk of the next multiple, whose tail reads as
+zeroes: sector based tools see it that way.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Any
+
+from blocklayer.base.align import align_up
+from blocklayer.base.buffers import Vector, vector_length
+from blocklayer.base.errors import InvalidArgument, IoError, NotSupported, OutOfRange
+from blocklayer.base.extent import DATA
+from blocklayer.base.options import OptionTree
+from blocklayer.base.units import SECTOR, parse_size
+from blocklayer.core import drivers
+from blocklayer.core.drivers import FORMAT, CreateOption, Driver
+from blocklayer.core.node import FormatNode, Inline, Mapped, Node, WritePlan
+from blocklayer.core.opening import Opener
+
+
+class RawNode(FormatNode):
+    """A window onto its file."""
+
+    driver = "raw"
+    recurse_status = True
+
+    def __init__(
+        self, file: Node, *, read_only: bool, offset: int = 0, size: int | None = None
+    ) -> None:
+        super().__init__(file, read_only=read_only)
+        self._offset = offset
+        self._windowed = bool(offset) or size is not None
+        available = file.size - offset
+        if size is None:
+            size = align_up(max(available, 0), SECTOR)
+        elif size > available or size % SECTOR:
+            raise InvalidArgument(
+                f"The raw window of {size} bytes at {offset} must lie within the {file.size} bytes"
+                f" of '{file.filename}' and be a multiple of {SECTOR}"
+            )
+        if available < 0:
+            raise InvalidArgument(f"Offset {offset} lies behind the end of '{file.filename}'")
+        self.size = size
+
+    def map(self, offset: int, length: int) -> Mapped:
+        """Always the file."""
+        return DATA, length, self.file, offset + self._offset
+
+    def place(self, offset: int, length: int) -> tuple[Node, int, int]:
+        """Everything has its place."""
+        return self.file, offset + self._offset, length
+
+    def plan_write(self, offset: int, length: int) -> WritePlan:
+        """Never needed."""
+        raise AssertionError("raw allocates nothing")
+
+    def commit_writes(self, plans: Sequence[WritePlan]) -> None:
+        """Nothing to make visible."""
+
+    def writev(self, offset: int, vector: Vector) -> None:
+        """Write, unless it would turn an image of guessed format into one of another format."""
+        if self.probed and offset < drivers.PROBE_LENGTH:
+            self._guard_first_sector(offset, vector)
+        super().writev(offset, vector)
+
+    def _guard_first_sector(self, offset: int, vector: Vector) -> None:
+        """A guest must not be able to make its raw disk be opened as qcow2 the next time."""
+        head = bytearray(drivers.PROBE_LENGTH)
+        self.file.readv(self._offset, [memoryview(head)])
+        position = offset
+        for view in vector:
+            piece = view[: max(0, drivers.PROBE_LENGTH - position)]
+            head[position : position + len(piece)] = piece
+            position += len(view)
+        if drivers.probe_signature(head) or drivers.foreign_signature(head):
+            raise IoError(
+                "the format was guessed, and this write would make the image look like another"
+                " format; open it with format 'raw' to allow it",
+                self.filename,
+                errno.EPERM,
+                "write",
+                offset,
+                vector_length(vector),
+            )
+
+    def truncate(self, size: int, preallocation: str = "off") -> None:
+        """Resize the file below."""
+        if self._windowed:
+            raise NotSupported("Cannot resize fixed-size raw disks")
+        if size + self._offset > 2**63 - 1:
+            raise OutOfRange(f"A raw disk cannot have {size} bytes")
+        self.file.truncate(size + self._offset, preallocation)
+        self.size = align_up(size, SECTOR)
+
+    def inline(self) -> Inline | None:
+        """Straight to the file's descriptor."""
+        descriptor = getattr(self.file, "descriptor", None)
+        if descriptor is None or self.file.limits.request_alignment > 1:
+            return None
+        base = self._offset
+        guarded = drivers.PROBE_LENGTH if self.probed else 0
+
+        def read(offset: int, length: int) -> int:
+            if offset >= 0 and offset + length <= self.size:
+                return offset + base
+            return -1
+
+        def write(offset: int, length: int) -> int:
+            # A write into the tail grows the file, which the node must notice.
+            if guarded <= offset and offset + base + length <= self.file.size:
+                return read(offset, length)
+            return -1
+
+        return Inline(read, write, descriptor)
+
+    def info(self) -> dict[str, Any]:
+        """A window shows itself."""
+        return {"offset": self._offset, "size": self.size} if self._windowed else {}
+
+
+def _open(opener: Opener, options: OptionTree) -> Node:
+    offset = parse_size(options.pop("offset", 0), "offset")
+    size = parse_size(options.pop("size")) if "size" in options else None
+    file = opener.open_child(options, "file")
+    try:
+        return RawNode(file, read_only=opener.flags.read_only, offset=offset, size=size)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _resolve(options: dict[str, Any]) -> dict[str, Any]:
+    if options.get("backing_file"):
+        raise NotSupported("Backing file not supported for file format 'raw'")
+    mode = options.get("preallocation", "off")
+    if mode not in ("off", "falloc", "full"):
+        raise InvalidArgument(f"Unsupported preallocation mode '{mode}'")
+    return {**options, "size": align_up(options["size"], SECTOR), "preallocation": mode}
+
+
+def _create(storage: Node, options: dict[str, Any]) -> None:
+    storage.truncate(options["size"], options["preallocation"])
+
+
+DRIVER = Driver(
+    name="raw",
+    kind=FORMAT,
+    open=_open,
+    create=_create,
+    resolve=_resolve,
+    create_options=(
+        CreateOption("preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"),
+        CreateOption("size", "size", "Virtual disk size"),
+    ),
+)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Creating images. A failed creation leaves nothing that looks like an image."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from blocklayer.base.errors import (
+    BlocklayerError,
+    CreateError,
+    InvalidArgument,
+    IoError,
+    OpenError,
+)
+from blocklayer.base.units import parse_size
+from blocklayer.core import drivers
+from blocklayer.core.node import Node
+from blocklayer.core.opening import (
+    CacheMode,
+    Opener,
+    OpenFlags,
+    backing_path,
+
+
+)
+
+
+def create(
+    filename: str | os.PathLike[str],
+    *,
+    format: str = "raw",
+    size: int | str | None = None,
+    backing: str | os.PathLike[str] | None = None,
+    backing_format: str | None = None,
+    check_backing: bool = True,
+    locking: str = "auto",
+    **options: Any,
+) -> dict[str, Any]:
+    """Create an image; returns the options it was made with.
+
+    size            bytes, or text like ``10G``; taken from the backing file if not given
+    backing         name of the backing file, as it is to be stored (relative to the new image)
+    backing_format  its format; probed if not given (raw is stored as "do not probe")
+    check_backing   the backing file must exist and open; without it, `size` must be given
+    options         what the format offers: ``cluster_size``, ``table_size``, ``preallocation`` …
+
+    Raises `CreateError`, and `LockError` if somebody uses the file.
+    """
+    path = os.fspath(filename)
+    target = path.removeprefix("file:")
+    try:
+        resolved = _resolve(target, format, size, backing, backing_format, check_backing, options)
+    except OpenError as error:
+        raise CreateError(str(error), path) from error
+    except BlocklayerError as error:
+        raise CreateError(str(error), path) from error
+    driver = drivers.load(format)
+    assert driver.create is not None
+    _make(target, path, driver, resolved, locking)
+    return resolved
+
+
+def _resolve(
+    target: str,
+    format_name: str,
+    size: int | str | None,
+    backing: str | os.PathLike[str] | None,
+    backing_format: str | None,
+    check_backing: bool,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything that can be wrong with the options is found here, before any file is touched."""
+    if not target:
+        raise InvalidArgument("The file name is empty")
+    if not drivers.is_known(format_name) or drivers.load(format_name).create is None:
+        raise InvalidArgument(f"Unknown file format '{format_name}'")
+    driver = drivers.load(format_name)
+    known = {option.name for option in driver.create_options} | {"preallocation"}
+    for name in options:
+        if name not in known or name in ("backing_file", "backing_fmt", "size"):
+            raise InvalidArgument(f"Invalid parameter '{name}'")
+    resolved = dict(options)
+    wanted = None if size is None else parse_size(size, "image size")
+    if backing is not None and os.fspath(backing):
+        name = os.fspath(backing)
+        resolved["backing_file"] = name
+        available = None
+        if check_backing:
+            available, backing_format = _look_at_backing(target, name, backing_format)
+        resolved["backing_fmt"] = backing_format
+        wanted = available if wanted is None else wanted
+    if wanted is None:
+        raise InvalidArgument("Image creation needs a size parameter")
+    resolved["size"] = wanted
+    assert driver.resolve is not None
+    return driver.resolve(resolved)
+
+
+def _look_at_backing(target: str, backing: str, format_name: str | None) -> tuple[int, str]:
+    """Size and format of the backing file, which must not be the image itself."""
+    name = backing_path(target, backing)
+    with contextlib.suppress(OSError):
+        if os.path.samefile(name, target):
+            raise InvalidArgument(
+                "Error: Trying to create an image with the same filename as the backing file"
+            )
+    try:
+        node = Opener(OpenFlags(backing_role=True)).open_name(name, format_name)
+    except OpenError as error:
+        raise OpenError(f"{error.message} (backing file)", name, error.code) from error
+    try:
+        return node.size, node.driver
+    finally:
+        node.close()
+
+
+def _make(
+    target: str, shown: str, driver: drivers.Driver, options: dict[str, Any], locking: str
+) -> None:
+    existed = os.path.lexists(target)
+    try:
+        if not existed:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    except OSError as error:
+        raise CreateError(f"Could not create file: {error.strerror}", shown) from None
+    try:
+        storage = _open_storage(target, locking)
+        try:
+            if storage.grows_zeroed:
+                storage.truncate(0)
+            assert driver.create is not None
+            driver.create(storage, options)
+        finally:
+            storage.close()
+    except BaseException as error:
+        # A file that was there and could not even be opened or locked keeps its content.
+        if not existed or isinstance(error, IoError):
+            _remove(target)
+        if isinstance(error, IoError):
+            raise CreateError(f"Could not create image: {error}", shown) from error
+        raise
+
+
+def _open_storage(target: str, locking: str) -> Node:
+    flags = OpenFlags(read_only=False, cache=CacheMode(), locking=locking)
+    return Opener(flags).open_options({"driver": "file", "filename": target})
+
+
+def _remove(target: str) -> None:
+    """Take back a regular file; devices stay."""
+    with contextlib.suppress(OSError):
+        if os.path.isfile(target):
+            os.unlink(target)
+
+

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a disk by name."""
+
+from __future__ import annotations
+
+from blocklayer.base.errors import InvalidArgument, OpenError
+from blocklayer.core.disk import Disk
+from blocklayer.core.opening import FilenameLike, Opener, OpenFlags, cache_mode
+
+
+def open_disk(
+    name: FilenameLike,
+    *,
+    mode: str = "r",
+    format: str | None = None,
+    cache: str = "writeback",
+    discard: str = "ignore",
+    locking: str = "auto",
+    force_share: bool = False,
+    backing_chain: bool = True,
+) -> Disk:
+    """Open a disk image and everything it is backed by.
+
+    name           a path, a path-like, a ``file:`` or ``json:{…}`` name, or an option tree
+    mode           ``r`` (default) or ``r+``
+    format         the driver; found by its signature if not given. Give it for raw images whose
+                   content others control: a guest could write another format's signature.
+    cache          writeback, none, writethrough, directsync or unsafe, as ``qemu-img -t``
+    discard        ``ignore`` (default) or ``unmap``
+    locking        auto, on or off: locks that QEMU understands
+    force_share    read although somebody else writes (``-U``)
+    backing_chain  open backing files too; without them, what they hold reads as zeroes
+
+    Raises `OpenError`, `LockError`, `ChainError`, `InvalidArgument`.
+    """
+    if mode not in ("r", "r+"):
+        raise InvalidArgument(f"Invalid mode {mode!r}: use 'r' or 'r+'")
+    if force_share and mode != "r":
+        raise InvalidArgument("force_share can only be used with read-only disks")
+    modes = cache_mode(cache)
+    flags = OpenFlags(
+        read_only=mode == "r",
+        cache=modes,
+        locking=locking,
+        force_share=force_share,
+        backing_chain=backing_chain,
+    )
+    return open_with(name, flags, format=format, discard=discard)
+
+
+def open_with(
+    name: FilenameLike,
+    flags: OpenFlags,
+    *,
+    format: str | None = None,
+    discard: str = "ignore",
+) -> Disk:
+    """Open with flags that are made already."""
+    node = Opener(flags).open_name(name, format)
+    try:
+        return Disk(node, writethrough=flags.cache.writethrough, discard=discard)
+    except BaseException:
+        node.close()
+        raise
+
+
+def reason_of(error: OpenError) -> str:
+    """An open error without its prefix."""
+    return error.message

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `file` protocol: a regular file or a block device.
+
+Reads past the end of the file give zeroes; writes past it grow the file. Every system call that is
+not everywhere (SEEK_DATA, fallocate, O_DIRECT, OFD locks) is a feature with a fallback.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from typing import Any
+
+from blocklayer.base.buffers import Vector, fill_zero, slice_vector, vector_length
+from blocklayer.base.errors import InvalidArgument, IoError, NotSupported, OpenError
+from blocklayer.base.extent import DATA, ZERO
+from blocklayer.base.options import OptionTree, parse_bool
+from blocklayer.core.drivers import PROTOCOL, Driver
+from blocklayer.core.node import Mapped, Node
+from blocklayer.core.opening import Opener, OpenFlags
+from blocklayer.protocols import file_locks, file_zero
+
+IOV_MAX = 1024
+"""Buffers in one vectored call (Linux: UIO_MAXIOV)."""
+
+_IO_MAX = 0x7FFFF000
+"""Bytes in one read or write on Linux."""
+
+
+class FileNode(Node):
+    """An open file descriptor."""
+
+    driver = "file"
+
+    def __init__(self, filename: str, flags: OpenFlags) -> None:
+        super().__init__(filename, read_only=flags.read_only)
+        self._flags = flags
+        self._size_lock = threading.Lock()
+        self._flush_failed = False
+        self._has_holes = hasattr(os, "SEEK_DATA")
+        self.abilities = file_zero.Abilities()
+        self.descriptor = self._open_descriptor(flags.read_only)
+        try:
+            status = os.fstat(self.descriptor)
+            self.is_device = stat.S_ISBLK(status.st_mode)
+            if not self.is_device and not stat.S_ISREG(status.st_mode):
+                raise OpenError(
+                    "The file is neither a regular file nor a block device", filename, errno.EINVAL
+                )
+            self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
+            self._lock = self._take_lock(self.descriptor, flags.read_only)
+            if flags.cache.direct:
+                self.limits.request_alignment = _direct_alignment(self.descriptor)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+
+    def _open_descriptor(self, read_only: bool) -> int:
+        mode = os.O_RDONLY if read_only else os.O_RDWR
+        # O_NONBLOCK: a FIFO must be refused, not waited for; regular files ignore it.
+        mode |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+        if self._flags.cache.direct:
+            if not hasattr(os, "O_DIRECT"):
+                raise NotSupported(f"O_DIRECT does not exist here, for '{self.filename}'")
+            mode |= os.O_DIRECT
+        try:
+            return os.open(self.filename, mode)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if error.errno == errno.EINVAL and self._flags.cache.direct:
+                reason = "the file system does not support O_DIRECT"
+            raise OpenError(reason, self.filename, error.errno or errno.EIO) from None
+        except ValueError as error:
+            raise OpenError(str(error), self.filename, errno.EINVAL) from None
+
+    def _take_lock(self, descriptor: int, read_only: bool) -> file_locks.ImageLock | None:
+        flags = self._flags
+        if flags.locking == "off":
+            return None
+        if flags.force_share:
+            mode = file_locks.FORCE_SHARE
+        elif flags.backing_role:
+            mode = file_locks.BACKING
+        else:
+            mode = file_locks.READER if read_only else file_locks.WRITER
+        lock = file_locks.ImageLock(descriptor, self.filename, locking=flags.locking)
+        lock.acquire(mode)
+        return lock
+
+    # --- moving bytes ---------------------------------------------------------------------------
+
+    def readv(self, offset: int, vector: Vector) -> None:
+        """Read; short reads are continued, and what lies past the end of the file is zero."""
+        length = vector_length(vector)
+        done = 0
+        while done < length:
+            part = vector if not done else slice_vector(vector, done, length - done)
+            try:
+                count = os.preadv(self.descriptor, part[:IOV_MAX], offset + done)
+            except OSError as error:
+                raise IoError.from_os(
+                    error, "read", self.filename, offset + done, length - done
+                ) from None
+            if not count:
+                fill_zero(part)
+                return
+            done += count
+
+    def writev(self, offset: int, vector: Vector) -> None:
+        """Write; short writes are continued."""
+        length = vector_length(vector)
+        done = 0
+        while done < length:
+            part = vector if not done else slice_vector(vector, done, length - done)
+            try:
+                count = os.pwritev(self.descriptor, part[:IOV_MAX], offset + done)
+            except OSError as error:
+                raise IoError.from_os(
+                    error, "write", self.filename, offset + done, length - done
+                ) from None
+            if not count:
+                raise IoError(
+                    "nothing was written", self.filename, errno.EIO, "write", offset + done
+                )
+            done += count
+        if offset + length > self.size:
+            self._grown_to(offset + length)
+
+    def _grown_to(self, size: int) -> None:
+        with self._size_lock:
+            self.size = max(self.size, size)
+
+    def zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Zero without writing, by whatever the file system can do."""
+        if offset + length > self.size and not self.is_device:
+            self._grow_for_zero(offset + length)
+        file_zero.zero(self.descriptor, self.filename, offset, length, flags, self.abilities)
+
+    def _grow_for_zero(self, end: int) -> None:
+        with self._size_lock:
+            if end > self.size:
+                self._ftruncate(end)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Punch a hole; a file system that cannot leaves the bytes as they are."""
+        length = min(length, self.size - offset)
+        if length > 0:
+            file_zero.discard(self.descriptor, self.filename, offset, length, self.abilities)
+
+    def flush(self) -> None:
+        """fdatasync. After a failure every later flush fails too.
+
+        The kernel reports a lost write once and then forgets it: a later fsync would succeed over
+        data that never reached the disk.
+        """
+        if self._flags.cache.no_flush or self.read_only:
+            return
+        if self._flush_failed:
+            raise IoError(
+                "an earlier flush failed, so data may be lost", self.filename, errno.EIO, "flush"
+            )
+        try:
+            getattr(os, "fdatasync", os.fsync)(self.descriptor)
+        except OSError as error:
+            self._flush_failed = True
+            raise IoError.from_os(error, "flush", self.filename) from None
+
+    def truncate(self, size: int, preallocation: str = "off") -> None:
+        """Change the file's length."""
+        if self.is_device:
+            if size > self.size:
+                raise NotSupported("Cannot grow device files")
+            return
+        with self._size_lock:
+            if preallocation != "off" and size > self.size:
+                self._preallocate(self.size, size, preallocation)
+            self._ftruncate(size)
+
+    def _ftruncate(self, size: int) -> None:
+        try:
+            os.ftruncate(self.descriptor, size)
+        except OSError as error:
+            raise IoError.from_os(error, "truncate", self.filename, size) from None
+        self.size = size
+
+    def _preallocate(self, start: int, end: int, mode: str) -> None:
+        if mode not in ("falloc", "full"):
+            raise InvalidArgument(f"Unsupported preallocation mode '{mode}'")
+        try:
+            if mode == "falloc":
+                os.posix_fallocate(self.descriptor, start, end - start)
+                return
+        except (OSError, AttributeError) as error:
+            reason = error if isinstance(error, OSError) else OSError(errno.ENOTSUP, str(error))
+            self._undo_growth(start)
+            raise IoError.from_os(reason, "preallocate", self.filename, start, end - start) from None
+        try:
+            file_zero.write_zeroes(self.descriptor, self.filename, start, end - start)
+        except IoError:
+            self._undo_growth(start)
+            raise
+
+    def _undo_growth(self, size: int) -> None:
+        """A preallocation that failed half way gives its space back."""
+        os.ftruncate(self.descriptor, size)
+
+    @property
+    def grows_zeroed(self) -> bool:
+        """Regular files grow by a hole."""
+        return not self.is_device
+
+    # --- where bytes live -----------------------------------------------------------------------
+
+    def map(self, offset: int, length: int) -> Mapped:
+        """DATA or a hole (ZERO), as the file system tells."""
+        if offset >= self.size:
+            return ZERO, length, None, offset
+        if not self._has_holes or self.is_device:
+            return DATA, min(length, self.size - offset), None, offset
+        try:
+            start = os.lseek(self.descriptor, offset, os.SEEK_DATA)
+            if start > offset:
+                return ZERO, min(length, start - offset), None, offset
+            end = os.lseek(self.descriptor, offset, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data up to the end of the file
+                return ZERO, length, None, offset
+            self._has_holes = False
+            return DATA, min(length, self.size - offset), None, offset
+        return DATA, max(1, min(length, end - offset)), None, offset
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.tracker.close()
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor < 0:
+            return
+        os.close(descriptor)
+
+    def reopen(self, read_only: bool) -> None:
+        """Open the file again in the other mode; on failure nothing has changed."""
+        if read_only == self.read_only:
+            return
+        descriptor = self._open_descriptor(read_only)
+        old = self.descriptor
+        if self._lock is not None:
+            self._lock.release()
+        try:
+            lock = self._take_lock(descriptor, read_only)
+        except BaseException:
+            os.close(descriptor)
+            self._lock = self._take_lock(old, self.read_only)
+            raise
+        self.descriptor, self._lock, self.read_only = descriptor, lock, read_only
+        os.close(old)
+
+    def info(self) -> dict[str, Any]:
+        """Space that the file takes on its file system."""
+        return {"actual-size": os.fstat(self.descriptor).st_blocks * 512}
+
+
+def _direct_alignment(descriptor: int) -> int:
+    """Bytes to which O_DIRECT requests on this file must be aligned, found by trying."""
+    import mmap
+
+    memory = mmap.mmap(-1, 65536)
+    for alignment in (512, 1024, 2048, 4096, 8192, 16384, 32768):
+        view = memoryview(memory)[:alignment]
+        try:
+            os.preadv(descriptor, [view], 0)
+            return alignment
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                break
+        finally:
+            view.release()
+    return 4096
+
+
+def _open(opener: Opener, options: OptionTree) -> Node:
+    filename = options.pop("filename", None)
+    if not isinstance(filename, str) or not filename:
+        raise InvalidArgument("The 'file' block driver requires a file name")
+    flags = opener.flags
+    locking = options.pop("locking", flags.locking)
+    if isinstance(locking, bool) or locking not in ("auto", "on", "off"):
+        locking = "on" if parse_bool(locking, "locking") else "off"
+    aio = options.pop("aio", "threads")
+    if aio not in ("threads", "native", "io_uring"):
+        raise InvalidArgument(f"Invalid parameter 'aio': '{aio}'")
+    from dataclasses import replace
+
+    return FileNode(filename, replace(flags, locking=locking))
+
+
+DRIVER = Driver(name="file", kind=PROTOCOL, open=_open)

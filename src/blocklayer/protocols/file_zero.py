@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Zeroing and discarding in a file without writing: a ladder of what the file system can do.
+
+Three strengths of zeroing:
+
+    default    what is allocated stays allocated, holes stay holes
+    UNMAP      allocated space may become a hole
+    ALLOCATE   everything is allocated afterwards
+
+The rungs are ZERO_RANGE, PUNCH_HOLE (with an allocation behind it where the space must stay), and
+writing, which is the caller's. A rung that the file system refuses is remembered and not tried
+again; refusals happen before anything is changed, so none in the middle loses anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from functools import cache
+
+from blocklayer.base.buffers import zero_pieces
+from blocklayer.base.errors import IoError, NotSupported
+from blocklayer.core.node import ALLOCATE, UNMAP
+
+_KEEP_SIZE = 0x01
+_PUNCH_HOLE = 0x02
+_ZERO_RANGE = 0x10
+
+_REFUSALS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL, errno.ENODEV})
+
+
+class Abilities:
+    """What the file system below one open file can do; True until it refuses."""
+
+    def __init__(self) -> None:
+        self.zero_range = self.punch_hole = self.allocate = _fallocate_function() is not None
+        self.seek_data = hasattr(os, "SEEK_DATA")
+
+
+@cache
+def _fallocate_function():  # type: ignore[no-untyped-def]  # a ctypes function, or None
+    """fallocate(2), which Python offers only without modes."""
+    try:
+        import ctypes
+
+        function = ctypes.CDLL(None, use_errno=True).fallocate64
+        function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    except (ImportError, AttributeError, OSError):
+        return None
+    return function
+
+
+def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    import ctypes
+
+    function = _fallocate_function()
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    while function(descriptor, mode, offset, length):
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+
+
+def _try(
+    abilities: Abilities, rung: str, descriptor: int, mode: int, offset: int, length: int
+) -> bool:
+    """One rung: False if the file system refuses it, now and from now on."""
+    if not getattr(abilities, rung):
+        return False
+    try:
+        _fallocate(descriptor, mode, offset, length)
+    except OSError as error:
+        if error.errno in _REFUSALS:
+            setattr(abilities, rung, False)
+            return False
+        raise
+    return True
+
+
+def zero(
+    descriptor: int, filename: str, offset: int, length: int, flags: int, abilities: Abilities
+) -> None:
+    """Make a range inside the file read as zeroes; `NotSupported` if only writing can."""
+    try:
+        if flags & UNMAP and _punch(abilities, descriptor, offset, length):
+            return
+        if flags & ALLOCATE or not abilities.seek_data:
+            _zero_allocated(abilities, descriptor, filename, offset, length)
+            return
+        for start, end in list(data_ranges(descriptor, offset, offset + length, abilities)):
+            _zero_allocated(abilities, descriptor, filename, start, end - start)
+    except OSError as error:
+        raise IoError.from_os(error, "write_zeroes", filename, offset, length) from None
+
+
+def _punch(abilities: Abilities, descriptor: int, offset: int, length: int) -> bool:
+    return _try(
+        abilities, "punch_hole", descriptor, _PUNCH_HOLE | _KEEP_SIZE, offset, length
+    )
+
+
+def _zero_allocated(
+    abilities: Abilities, descriptor: int, filename: str, offset: int, length: int
+) -> None:
+    """Zero a range and keep (or make) it allocated."""
+    if _try(abilities, "zero_range", descriptor, _ZERO_RANGE | _KEEP_SIZE, offset, length):
+        return
+    if abilities.allocate and _punch(abilities, descriptor, offset, length):
+        if _try(abilities, "allocate", descriptor, _KEEP_SIZE, offset, length):
+            return
+    raise NotSupported(f"The file system of '{filename}' cannot zero without writing")
+
+
+def data_ranges(
+    descriptor: int, start: int, end: int, abilities: Abilities
+) -> Iterator[tuple[int, int]]:
+    """The parts of a range that are not holes."""
+    while start < end:
+        try:
+            data = os.lseek(descriptor, start, os.SEEK_DATA)
+            if data >= end:
+                return
+            hole = os.lseek(descriptor, data, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            abilities.seek_data = False
+            yield start, end
+            return
+        yield data, min(hole, end)
+        start = hole
+
+
+def discard(
+    descriptor: int, filename: str, offset: int, length: int, abilities: Abilities
+) -> None:
+    """Punch a hole where possible; a refusal is no error, discarding is a hint."""
+    try:
+        _punch(abilities, descriptor, offset, length)
+    except OSError as error:
+        raise IoError.from_os(error, "discard", filename, offset, length) from None
+
+
+def write_zeroes(descriptor: int, filename: str, offset: int, length: int) -> None:
+    """Write zeroes in bounded pieces: what remains where nothing else works."""
+    for start, zeroes in zero_pieces(offset, length):
+        done = 0
+        while done < len(zeroes):
+            try:
+                done += os.pwrite(descriptor, zeroes[done:], start + done)
+            except OSError as error:
+                raise IoError.from_os(error, "write", filename, start + done) from None

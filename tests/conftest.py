@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of the tests, seeds for random ones, and a loud last word about missing tools."""
+
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support import NEEDS, chosen_seed
+from tests.support.seeds import SEED_VARIABLE
+
+TESTS = Path(__file__).parent
+FACADE = ""
+"""Stands for the tests beside this file."""
+ORDER = (
+    *("base", "core", "testing", "protocols", "formats", "filters"),
+    *("nbd", "ops", "jobs", "export", "qmp", FACADE, "cli"),
+)
+"""From the ground up, so that the first test that fails is the cause."""
+
+
+def pytest_configure() -> None:
+    # mkfs and sfdisk are found by every user, and the peers speak English.
+    os.environ["PATH"] += os.pathsep + "/usr/sbin:/sbin"
+    os.environ["LC_ALL"] = "C.UTF-8"
+
+
+def rank(path: Path) -> int:
+    """The place of a test file in the order; directories that it does not name come last."""
+    directory = path.relative_to(TESTS).parts[0] if path.parent != TESTS else FACADE
+    return ORDER.index(directory) if directory in ORDER else len(ORDER)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: rank(item.path))
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of a random test; shown, with how to use it again, if the test fails."""
+    seed = chosen_seed()
+    request.node.add_report_section("setup", "seed", f"to repeat this: {SEED_VARIABLE}={seed}")
+    return seed
+
+
+@pytest.fixture
+def rng(seed: int) -> random.Random:
+    """A random generator that a failing test's seed makes again."""
+    return random.Random(seed)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skips = (report.longrepr for report in terminalreporter.stats.get("skipped", ()))
+    reasons = (skip[2].removeprefix("Skipped: ") for skip in skips if isinstance(skip, tuple))
+    counts = Counter(reason for reason in reasons if reason.startswith(NEEDS))
+    if counts:
+        terminalreporter.section("MISSING TOOLS", red=True, bold=True)
+        terminalreporter.line(f"{counts.total()} tests were SKIPPED, their tools are not there:")
+        for reason, count in counts.most_common():
+            terminalreporter.line(f"{count:6} {reason}")
