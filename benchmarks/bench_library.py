@@ -47,13 +47,13 @@ def side(
 ) -> Side:
     def run(number: int) -> Sample:
         seeded = {"path": str(image), "format": format_name, "reference": str(reference)}
-        usage, answer = run_worker("random_io", {**job, **seeded, "seed": number + 100})
+        _, answer = run_worker("random_io", {**job, **seeded, "seed": number + 100})
         if "missing" in answer:
             raise Skipped(f"the library has no {answer['missing']} yet")
         if answer.get("wrong"):
             raise VerificationFailed(f"{answer['wrong']} reads answered other bytes")
         values = {"CPU/request": answer["cpu_us"], "wall/request": answer["wall_us"]}
-        return Sample(values, cpu=usage.cpu, peak_rss=usage.peak_rss)
+        return Sample(values)
 
     def prepare() -> None:
         # Clean pages in the cache for both: a first write to a page costs more than a second.

@@ -292,8 +292,8 @@ def measure(
         raise Skipped("no side of the comparison can run")
     measured = []
     total = rounds * comparison.rounds_factor
+    progress(f"{comparison.name}: {total} rounds of {len(sides)} sides")
     for number in range(total):
-        progress(f"{comparison.name} {number + 1}/{total}")
         order = running_order(sides, number)
         samples = {side.name: run_side(side, number) for side in order}
         if comparison.ours is not None:

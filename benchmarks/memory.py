@@ -1,49 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touch free memory before it is measured.
+"""Bring the machine into the same state before each run.
 
-On a virtual machine a page of the guest has no page of the host behind it until it is touched
-first, and that first touch costs more than copying the page: seconds a gibibyte were seen. The
-side that runs first would pay for all. So a child process touches the free memory and leaves.
+On a virtual machine a free page of the guest may have no page of the host behind it, and the first
+touch of such a page costs several times more than the copy into it: 1 GiB written to the page
+cache took 1.3 s then, and 0.15 s from the second time on. Whoever comes first would pay for all.
+Touching all free memory once does not help where the balloon driver reports free pages to the
+host: they are gone again two seconds later. So right before each run a scratch file of the size
+that the run needs is written and deleted, until that goes as fast as it has gone before.
 """
 
 from __future__ import annotations
 
-import mmap
-import sys
+import os
+import time
 from pathlib import Path
 
-from benchmarks.process import run
-
-GiB = 1024**3
-STEP = 1024 * 1024
-SPARE = GiB  # never touched: the machine has other users
-
-
-def free_bytes() -> int:
-    """Memory that is free now; the page cache is not counted, so no input is evicted."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemFree:"):
-            return int(line.split()[1]) * 1024
-    return 0
+MiB = 1024 * 1024
+TRIES_MAX = 5
+TRIES_FIRST = 3  # as long as nothing is known about the speed
+FAST_ENOUGH = 0.7  # of the best rate seen
 
 
-def touch_free_memory(limit: int | None = None) -> int:
-    """Touch what is free, up to `limit`; answer how much it was."""
-    amount = max(0, free_bytes() - SPARE)
-    if limit is not None:
-        amount = min(amount, limit)
-    if amount >= STEP:
-        run([sys.executable, "-m", "benchmarks.memory", str(amount)])
-    return amount
+class Settler:
+    """Writes out what is dirty and touches free memory, in the directory the sides work in."""
 
+    def __init__(self, directory: Path) -> None:
+        self._scratch = directory / "touch.scratch"
+        self._best_rate = 0.0
 
-def main() -> None:
-    length = int(sys.argv[1]) // STEP * STEP
-    with mmap.mmap(-1, length) as memory:
-        filler = bytes(STEP)
-        for offset in range(0, length, STEP):
-            memory[offset : offset + STEP] = filler
+    def __call__(self, length: int) -> None:
+        """Settle for a run that will fill about `length` bytes of the page cache."""
+        os.sync()
+        if length == 0:
+            return
+        tries_min = 1 if self._best_rate else TRIES_FIRST
+        for number in range(1, TRIES_MAX + 1):
+            rate = self._touch(length)
+            fast = rate >= FAST_ENOUGH * self._best_rate
+            self._best_rate = max(rate, self._best_rate)
+            if fast and number >= tries_min:
+                break
 
-
-if __name__ == "__main__":
-    main()
+    def _touch(self, length: int) -> float:
+        """Write a file and delete it before it reaches the disk; answer bytes a second."""
+        filler = bytes(MiB)
+        start = time.perf_counter()
+        with self._scratch.open("wb", buffering=0) as file:
+            for _ in range(-(-length // MiB)):
+                file.write(filler)
+        seconds = time.perf_counter() - start
+        self._scratch.unlink()
+        return length / max(seconds, 1e-9)

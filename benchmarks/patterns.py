@@ -46,12 +46,11 @@ def fill_of(number: int) -> int:
 
 def write_expected(path: Path, pattern: Pattern, fill: int | None = None) -> None:
     """The raw image a pattern leaves behind; `fill` stands for a peer that knows one byte only."""
-    payloads = [bytes([byte]) * pattern.size for byte in range(256)]
     with path.open("wb") as file:
         file.truncate(pattern.virtual)
         for number, offset in enumerate(pattern.offsets()):
             file.seek(offset)
-            file.write(payloads[fill_of(number) if fill is None else fill])
+            file.write(bytes([fill_of(number) if fill is None else fill]) * pattern.size)
 
 
 def random_blocks(*, size: int, block: int, count: int, seed: int) -> list[int]:

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a program and read from the kernel what it cost.
 
-`wait4` gives the CPU time and the peak RSS of that child alone. One trap: on Linux the peak RSS
-survives `exec`, so a child is charged with the size its parent had when it started it. The process
-that calls `run` must therefore stay small; `rss_floor` measures how small it is.
+The program is started by `launch`, a process of its own that is small; its docstring says why.
 """
 
 from __future__ import annotations
@@ -14,25 +12,23 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+LAUNCH = Path(__file__).with_name("launch.py")
 TIMEOUT_SECONDS = 900.0  # a hung side must not hang the run
 MESSAGE_MAX = 600  # characters of a failed program's stderr that are worth showing
 
 
 class CommandFailed(Exception):
-    """A program ended with an exit code that was not allowed."""
+    """A program did not start, or ended with an exit code that was not allowed."""
 
-    def __init__(self, argv: Sequence[str], code: int, stderr: str) -> None:
+    def __init__(self, argv: Sequence[str], reason: str, stderr: str) -> None:
         shown = " ".join(argv[:12]) + (" ..." if len(argv) > 12 else "")
-        super().__init__(f"`{shown}` ended with {code}: {stderr.strip()[-MESSAGE_MAX:]}")
-        self.code = code
+        super().__init__(f"`{shown}` {reason}: {stderr.strip()[-MESSAGE_MAX:]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +51,33 @@ def run(
     argv: Sequence[str], *, allowed: Sequence[int] = (0,), timeout: float = TIMEOUT_SECONDS
 ) -> Usage:
     """Run a program to its end; its output goes to files, so that no pipe slows it down."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        start = time.perf_counter()
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=ROOT)
-        watchdog = threading.Timer(timeout, os.kill, (process.pid, signal.SIGKILL))
-        watchdog.daemon = True
-        watchdog.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        watchdog.cancel()
-        code = process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        stdout = out.read().decode(errors="replace")
-        stderr = err.read().decode(errors="replace")
-    if code not in allowed:
-        raise CommandFailed(argv, code, stderr or stdout)
+    with tempfile.TemporaryDirectory(prefix="bench-run-") as name:
+        result, out, err = (Path(name, each) for each in ("result", "out", "err"))
+        command = [sys.executable, "-I", "-S", str(LAUNCH), str(result), str(out), str(err)]
+        launcher = subprocess.Popen(
+            [*command, *argv], stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True
+        )
+        try:
+            _, complaint = launcher.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise CommandFailed(argv, "was ended", f"no end after {timeout} s") from None
+        finally:
+            if launcher.poll() is None:
+                os.killpg(launcher.pid, signal.SIGKILL)
+                launcher.communicate()
+        if not result.exists():
+            raise CommandFailed(argv, "did not start", complaint.decode(errors="replace"))
+        wall, user, system, peak_rss, status = result.read_text(encoding="ascii").split()
+        code = os.waitstatus_to_exitcode(int(status))
+        stdout = out.read_text(encoding="utf-8", errors="replace")
+        if code not in allowed:
+            stderr = err.read_text(encoding="utf-8", errors="replace")
+            raise CommandFailed(argv, f"ended with {code}", stderr or stdout)
     return Usage(
-        wall=wall,
-        user=usage.ru_utime,
-        system=usage.ru_stime,
-        peak_rss=usage.ru_maxrss * 1024,
+        wall=float(wall),
+        user=float(user),
+        system=float(system),
+        peak_rss=int(peak_rss),
         stdout=stdout,
         code=code,
     )

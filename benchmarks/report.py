@@ -71,7 +71,7 @@ def verdict_rows(outcome: Outcome) -> list[list[str]]:
 def side_rows(outcome: Outcome) -> list[list[str]]:
     rows = []
     for row in outcome.rows:
-        if row.metric.kind is Kind.MAXIMUM:
+        if row.metric.target is None or row.metric.kind is Kind.MAXIMUM:
             continue
         ours = [] if row.ours is None else [row.ours]
         peer = [] if row.peer is None else [row.peer]

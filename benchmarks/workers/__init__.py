@@ -2,6 +2,5 @@
 """Programs the benches run as processes of their own, so that a CPU reading is theirs alone.
 
 Each takes one JSON object as its only argument and prints one JSON object. Only these import
-blocklayer: the harness itself stays small, because a child's peak RSS is never reported below
-the size of the process that started it.
+blocklayer.
 """

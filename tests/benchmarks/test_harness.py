@@ -218,14 +218,14 @@ def test_a_wrong_result_has_no_speed() -> None:
 
 
 def test_ours_that_does_not_run_is_a_failure() -> None:
-    ours = Side("ours", failing(CommandFailed(["blk"], 1, "no")))
+    ours = Side("ours", failing(CommandFailed(["blk"], "ended with 1", "no")))
     outcome = run_comparison(Comparison("x", [WALL], ours, [idle("peer")]), 1, silent)
     assert outcome.failure is not None
     assert "`blk` ended with 1: no" in outcome.failure
 
 
 def test_a_peer_that_does_not_run_leaves_with_a_note() -> None:
-    peer = Side("peer", failing(CommandFailed(["peer"], 1, "unknown option")))
+    peer = Side("peer", failing(CommandFailed(["peer"], "ended with 1", "unknown option")))
     comparison = Comparison("x", [WALL], idle("ours"), [peer, idle("other")])
     outcome = run_comparison(comparison, 1, silent)
     assert outcome.failure is None

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,6 @@ EXCLUSIVE = LockMode(used=Permission.CONSISTENT_READ, shared=Permission(0))
 """Shares nothing: what a mirror's target does, and more."""
 
 
-def locked_bytes(path: Path) -> set[int]:
-    """The bytes of a file that anybody has locked, as the kernel lists them."""
-    inode = path.stat().st_ino
-    locked: set[int] = set()
-    for line in Path("/proc/locks").read_text("ascii").splitlines():
-        fields = line.split()
-        if fields[1] == "OFDLCK" and fields[5].endswith(f":{inode}"):
-            assert fields[3] == "READ"
-            locked.update(range(int(fields[6]), int(fields[7]) + 1))
-    return locked
-
-
 @contextmanager
 def opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
     descriptor = os.open(path, flags)
@@ -59,6 +47,36 @@ def opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def locked_bytes(path: Path) -> set[int]:
+    """The bytes of a file that anybody has locked, found by asking about what is left.
+
+    /proc/locks would tell the same, but leaves lines out when the list changes while it is read.
+    """
+    locked: set[int] = set()
+    pending = [(0, 1 << 62)]
+    with opened(path, os.O_RDONLY) as descriptor:
+        while pending:
+            start, end = pending.pop()
+            if start >= end:
+                continue
+            asked = file_locks._FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, end - start, 0)
+            answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked)
+            kind, _, first, length, _ = file_locks._FLOCK.unpack(answer)
+            if kind != fcntl.F_UNLCK:
+                assert kind == fcntl.F_RDLCK
+                locked.update(range(first, first + length))
+                pending += [(start, first), (first + length, end)]
+    return locked
+
+
+def listed_locks(pid: int, path: Path) -> list[list[str]]:
+    """A process's locks on a file in the kernel's words: type, strictness, mode … first, last."""
+    directory = Path("/proc", str(pid))
+    own = [fd.name for fd in (directory / "fd").iterdir() if fd.resolve() == path]
+    lines = "".join((directory / "fdinfo" / fd).read_text("ascii") for fd in own).splitlines()
+    return [line.split()[2:] for line in lines if line.startswith("lock:")]
 
 
 @contextmanager
@@ -236,11 +254,12 @@ def test_move_keeps_others_out_throughout(image: Path) -> None:
             lock.acquire(WRITER)
             lock.move(new)
             assert locked_bytes(image) == WRITER_BYTES
+            lock.acquire(READER)
+            assert locked_bytes(image) == READER_BYTES
+            lock.acquire(WRITER)
         assert locked_bytes(image) == WRITER_BYTES
         with pytest.raises(LockError):
             ImageLock(other, "other").acquire(READER)
-        lock.acquire(READER)
-        ImageLock(other, "other").acquire(READER)
 
 
 def test_a_move_that_fails_leaves_the_lock_where_it_was(image: Path) -> None:
@@ -385,15 +404,15 @@ def background(*command: str | Path, **options: Any) -> "Iterator[subprocess.Pop
 
 
 @contextmanager
-def qemu_io(*arguments: str | Path) -> Iterator[None]:
-    """An image that qemu-io has open."""
+def qemu_io(*arguments: str | Path) -> Iterator[int]:
+    """An image that qemu-io has open; the process number."""
     with background("qemu-io", *arguments) as process:
         assert process.stdin
         assert process.stdout
         process.stdin.write("length\n")
         process.stdin.flush()
         assert "MiB" in process.stdout.readline()
-        yield
+        yield process.pid
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -452,6 +471,23 @@ def assert_refused(answer: "subprocess.CompletedProcess[str]", which: str, path:
 
 
 # QEMU has the image open.
+
+
+@needs("qemu-img", "qemu-io")
+@pytest.mark.parametrize(
+    ("options", "mode"), [([], WRITER), (["-r"], READER), (["-r", "-U"], FORCE_SHARE)]
+)
+def test_the_kernel_lists_ours_as_it_lists_theirs(
+    qed: Path, options: list[str], mode: LockMode
+) -> None:
+    with qemu_io(*options, qed) as pid:
+        theirs = listed_locks(pid, qed)
+    with held(qed, mode):
+        ours = listed_locks(os.getpid(), qed)
+    assert ours == theirs
+    assert {tuple(lock[:3]) for lock in ours} == {("OFDLCK", "ADVISORY", "READ")}
+    covered = [range(int(lock[-2]), int(lock[-1]) + 1) for lock in ours]
+    assert set(chain(*covered)) == mode.offsets
 
 
 @needs("qemu-img", "qemu-io")

@@ -45,7 +45,9 @@ class Field:
     def bit_names(self, value: int) -> list[str]:
         """The names of the bits set in `value`; ``bit 5`` where a bit has none."""
         return [
-            self.bits.get(bit, f"bit {bit}") for bit in range(value.bit_length()) if value >> bit & 1
+            self.bits.get(bit, f"bit {bit}")
+            for bit in range(value.bit_length())
+            if value >> bit & 1
         ]
 
     def __set_name__(self, owner: type, name: str) -> None:

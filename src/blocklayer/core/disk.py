@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -110,7 +111,7 @@ class Disk:
     # --- reading --------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`. Raises `OutOfRange`, `IoError`, `CorruptImage`, `Closed`."""
+        """`length` bytes from `offset`. Raises `OutOfRange`, `IoError`, `Closed` …"""
         tracker = self._tracker
         tracker.inflight.append(None)
         try:
@@ -239,10 +240,7 @@ class Disk:
 
     def _write_many(self, views: list[tuple[int, memoryview]]) -> None:
         ordered = sorted((pair for pair in views if len(pair[1])), key=lambda pair: pair[0])
-        if any(
-            first[0] + len(first[1]) > second[0]
-            for first, second in zip(ordered, ordered[1:], strict=False)
-        ):
+        if any(first[0] + len(first[1]) > second[0] for first, second in pairwise(ordered)):
             for offset, view in views:
                 if len(view):
                     self.node.writev(offset, [view])
@@ -254,9 +252,7 @@ class Disk:
             for offset, view in rest:
                 self.node.writev(offset, [view])
 
-    def _write_inline(
-        self, requests: list[tuple[int, memoryview]]
-    ) -> list[tuple[int, memoryview]]:
+    def _write_inline(self, requests: list[tuple[int, memoryview]]) -> list[tuple[int, memoryview]]:
         """Write what has a place in memory's knowledge; the rest."""
         lookup = self._write_lookup
         if lookup is None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class Driver:
     open      (opener, options) -> node; takes what it knows out of `options`
     create    (storage, options) -> None; formats only: writes a new image into empty storage
     resolve   (options) -> options; checks and completes create options, before anything is touched
+    measure   (resolved options, data ranges) -> (required, fully allocated) bytes
     """
 
     name: str
@@ -44,6 +45,7 @@ class Driver:
     open: Callable[[Opener, OptionTree], Node]
     create: Callable[[Node, dict[str, Any]], None] | None = None
     resolve: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    measure: Callable[[dict[str, Any], Iterable[tuple[int, int]]], tuple[int, int]] | None = None
     create_options: tuple[CreateOption, ...] = ()
 
 
@@ -102,7 +104,7 @@ def is_known(name: str) -> bool:
     return name in _MODULES
 
 
-def probe_signature(head: bytes) -> str | None:
+def probe_signature(head: bytes | bytearray) -> str | None:
     """The format whose signature `head` carries; None for none, which makes it raw."""
     for name, offset, signature in _SIGNATURES:
         if head.startswith(signature, offset) and len(head) >= 64:
@@ -110,7 +112,7 @@ def probe_signature(head: bytes) -> str | None:
     return None
 
 
-def foreign_signature(head: bytes) -> str | None:
+def foreign_signature(head: bytes | bytearray) -> str | None:
     """A known format that this package cannot open: treating it as raw would be a mistake."""
     for name, offset, signature in _FOREIGN_SIGNATURES:
         if head.startswith(signature, offset):

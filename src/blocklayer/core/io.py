@@ -134,9 +134,7 @@ def _cluster_ranges(requests: list[tuple[int, Vector]], cluster: int) -> list[tu
     return ranges
 
 
-def _write_request(
-    node: FormatNode, offset: int, vector: Vector, plans: list[WritePlan]
-) -> None:
+def _write_request(node: FormatNode, offset: int, vector: Vector, plans: list[WritePlan]) -> None:
     """Write one request of a batch; new plans are appended, not committed."""
     length = vector_length(vector)
     done = 0
@@ -150,7 +148,9 @@ def _write_request(
             node.file.writev(planned.host + position - planned.start, part)
             done += count
             continue
-        count = _write_placed(node, position, slice_vector(vector, done, length - done), length - done)
+        count = _write_placed(
+            node, position, slice_vector(vector, done, length - done), length - done
+        )
         done += count
         if done < length:
             plan = node.plan_write(offset + done, length - done)
@@ -170,7 +170,9 @@ def _write_planned(node: FormatNode, plan: WritePlan, vector: Vector) -> None:
         length = plan.length - plan.head - plan.tail
         node.sink(node, "write_aio", {"offset": plan.start + plan.head, "length": length})
         if head or tail:
-            node.sink(node, "cow_write", {"offset": plan.start, "head": plan.head, "tail": plan.tail})
+            node.sink(
+                node, "cow_write", {"offset": plan.start, "head": plan.head, "tail": plan.tail}
+            )
     node.file.writev(host, [*head, *vector, *tail])
 
 

@@ -120,7 +120,9 @@ class Node:
 
     def refresh_sink(self) -> None:
         """Find out who listens: tracers, and children that want to know what the parent does."""
-        self.sink = combined_sink([child.on_event for child in self.children.values() if child.hears])
+        self.sink = combined_sink(
+            [child.on_event for child in self.children.values() if child.hears]
+        )
 
     hears: ClassVar[bool] = False
     """Whether `on_event` wants the parent's events."""
@@ -232,6 +234,10 @@ class FormatNode(Node):
     def check(self, repair: Repair) -> CheckResult:
         """Consistency check, with repairs; the caller has the image to itself."""
         raise NotSupported("This image format does not support checks")
+
+    def make_empty(self) -> None:
+        """Drop everything this layer holds, so that it shows what is below."""
+        raise NotSupported(f"Format '{self.driver}' cannot be emptied")
 
     def change_backing(self, name: str | None, format_name: str | None) -> None:
         """Store another backing file name (None removes it); the content is not touched."""

@@ -96,7 +96,7 @@ class Opener:
                     f"Driver specified twice: '{options['driver']}' and '{format_name}'"
                 )
             options["driver"] = format_name
-        shown = name if isinstance(name, str) else os.fspath(name) if _is_path(name) else ""
+        shown = "" if isinstance(name, dict) else os.fspath(name)
         try:
             return self.open_options(options)
         except OpenError:
@@ -177,7 +177,7 @@ class Opener:
     def open_child(self, options: OptionTree, role: str) -> Node:
         """Open the child that `options` describe under `role`: a tree, a file name, or a node."""
         if role not in options:
-            raise InvalidArgument(f"A block device must be specified for \"{role}\"")
+            raise InvalidArgument(f'A block device must be specified for "{role}"')
         child = options.pop(role)
         if isinstance(child, Node):
             return child
@@ -302,10 +302,6 @@ def file_identity(node: Node) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
-
-
-def _is_path(name: FilenameLike) -> bool:
-    return isinstance(name, os.PathLike)
 
 
 def _shown_name(options: OptionTree) -> str:

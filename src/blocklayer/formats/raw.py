@@ -8,7 +8,7 @@ zeroes: sector based tools see it that way.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from blocklayer.base.align import align_up
@@ -147,14 +147,22 @@ def _create(storage: Node, options: dict[str, Any]) -> None:
     storage.truncate(options["size"], options["preallocation"])
 
 
+def _measure(options: dict[str, Any], data: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """A raw file is as long as its disk, whatever is in it."""
+    return options["size"], options["size"]
+
+
 DRIVER = Driver(
     name="raw",
     kind=FORMAT,
     open=_open,
     create=_create,
     resolve=_resolve,
+    measure=_measure,
     create_options=(
-        CreateOption("preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"),
+        CreateOption(
+            "preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"
+        ),
         CreateOption("size", "size", "Virtual disk size"),
     ),
 )

@@ -22,8 +22,6 @@ from blocklayer.core.opening import (
     Opener,
     OpenFlags,
     backing_path,
-
-
 )
 
 
@@ -153,5 +151,3 @@ def _remove(target: str) -> None:
     with contextlib.suppress(OSError):
         if os.path.isfile(target):
             os.unlink(target)
-
-

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import threading
+from dataclasses import replace
 from typing import Any
 
 from blocklayer.base.buffers import Vector, fill_zero, slice_vector, vector_length
@@ -79,15 +80,16 @@ class FileNode(Node):
         flags = self._flags
         if flags.locking == "off":
             return None
-        if flags.force_share:
-            mode = file_locks.FORCE_SHARE
-        elif flags.backing_role:
-            mode = file_locks.BACKING
-        else:
-            mode = file_locks.READER if read_only else file_locks.WRITER
         lock = file_locks.ImageLock(descriptor, self.filename, locking=flags.locking)
-        lock.acquire(mode)
+        lock.acquire(self._lock_mode(read_only))
         return lock
+
+    def _lock_mode(self, read_only: bool) -> file_locks.LockMode:
+        if self._flags.force_share:
+            return file_locks.FORCE_SHARE
+        if not read_only:
+            return file_locks.WRITER
+        return file_locks.BACKING if self._flags.backing_role else file_locks.READER
 
     # --- moving bytes ---------------------------------------------------------------------------
 
@@ -195,7 +197,9 @@ class FileNode(Node):
         except (OSError, AttributeError) as error:
             reason = error if isinstance(error, OSError) else OSError(errno.ENOTSUP, str(error))
             self._undo_growth(start)
-            raise IoError.from_os(reason, "preallocate", self.filename, start, end - start) from None
+            raise IoError.from_os(
+                reason, "preallocate", self.filename, start, end - start
+            ) from None
         try:
             file_zero.write_zeroes(self.descriptor, self.filename, start, end - start)
         except IoError:
@@ -234,11 +238,14 @@ class FileNode(Node):
     # --- life -----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Flush and close."""
+        """Close; the gate has flushed."""
         self.tracker.close()
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor < 0:
             return
+        if self._lock is not None:
+            # Before closing: a forked child that shares the descriptor would keep the lock alive.
+            self._lock.release()
         os.close(descriptor)
 
     def reopen(self, read_only: bool) -> None:
@@ -248,14 +255,13 @@ class FileNode(Node):
         descriptor = self._open_descriptor(read_only)
         old = self.descriptor
         if self._lock is not None:
-            self._lock.release()
-        try:
-            lock = self._take_lock(descriptor, read_only)
-        except BaseException:
-            os.close(descriptor)
-            self._lock = self._take_lock(old, self.read_only)
-            raise
-        self.descriptor, self._lock, self.read_only = descriptor, lock, read_only
+            try:
+                self._lock.acquire(self._lock_mode(read_only))
+            except BaseException:
+                os.close(descriptor)
+                raise
+            self._lock.move(descriptor)
+        self.descriptor, self.read_only = descriptor, read_only
         os.close(old)
 
     def info(self) -> dict[str, Any]:
@@ -292,8 +298,6 @@ def _open(opener: Opener, options: OptionTree) -> Node:
     aio = options.pop("aio", "threads")
     if aio not in ("threads", "native", "io_uring"):
         raise InvalidArgument(f"Invalid parameter 'aio': '{aio}'")
-    from dataclasses import replace
-
     return FileNode(filename, replace(flags, locking=locking))
 
 

@@ -31,7 +31,7 @@ Observed with QEMU 7.2 (qed and qcow2 behave alike; "-" for no lock):
     raw: qemu-img resize                                     100 101 103
     qemu-img create, while the file is made (any format)     101 103 203          -
     copy-on-read, block-stream: the overlay                  100 101 102 103 201 203
-    block-commit: the backing file committed to              100 101 103 201 203
+    block-commit, qemu-img commit: the file committed to     100 101 103 201 203
     blockdev-mirror, target: format image                    100 101 103 200 201 203
     blockdev-mirror, target: raw                             101 200 201 203
     blockdev-backup, target: raw                             101 203

@@ -96,9 +96,7 @@ def zero(
 
 
 def _punch(abilities: Abilities, descriptor: int, offset: int, length: int) -> bool:
-    return _try(
-        abilities, "punch_hole", descriptor, _PUNCH_HOLE | _KEEP_SIZE, offset, length
-    )
+    return _try(abilities, "punch_hole", descriptor, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
 
 
 def _zero_allocated(
@@ -107,9 +105,12 @@ def _zero_allocated(
     """Zero a range and keep (or make) it allocated."""
     if _try(abilities, "zero_range", descriptor, _ZERO_RANGE | _KEEP_SIZE, offset, length):
         return
-    if abilities.allocate and _punch(abilities, descriptor, offset, length):
-        if _try(abilities, "allocate", descriptor, _KEEP_SIZE, offset, length):
-            return
+    if (
+        abilities.allocate
+        and _punch(abilities, descriptor, offset, length)
+        and _try(abilities, "allocate", descriptor, _KEEP_SIZE, offset, length)
+    ):
+        return
     raise NotSupported(f"The file system of '{filename}' cannot zero without writing")
 
 
@@ -133,9 +134,7 @@ def data_ranges(
         start = hole
 
 
-def discard(
-    descriptor: int, filename: str, offset: int, length: int, abilities: Abilities
-) -> None:
+def discard(descriptor: int, filename: str, offset: int, length: int, abilities: Abilities) -> None:
     """Punch a hole where possible; a refusal is no error, discarding is a hint."""
     try:
         _punch(abilities, descriptor, offset, length)

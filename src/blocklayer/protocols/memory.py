@@ -67,7 +67,9 @@ class MemoryNode(Node):
                 if stop - start == PAGE:
                     del self._pages[page]
                 else:
-                    self._pages[page][start - page * PAGE : stop - page * PAGE] = bytes(stop - start)
+                    self._pages[page][start - page * PAGE : stop - page * PAGE] = bytes(
+                        stop - start
+                    )
             self.size = max(self.size, end)
 
     def discard(self, offset: int, length: int) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from blocklayer.base.align import align_up
@@ -96,3 +97,29 @@ def create(storage: Node, options: dict[str, Any]) -> None:
         storage.writev(Header.SIZE, [memoryview(name)])
         storage.flush()
     storage.writev(0, [memoryview(header.pack())])
+
+
+def measure(options: dict[str, Any], data: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """File size for the given data ranges (ascending), and for a full disk; bytes."""
+    geometry = Geometry(options["cluster_size"], options["table_size"])
+    clusters, tables = 0, 0
+    next_cluster = next_table = 0
+    for offset, length in data:
+        first = max(next_cluster, geometry.cluster_start(offset) // geometry.cluster_size)
+        end = geometry.cluster_up(offset + length) // geometry.cluster_size
+        clusters += max(0, end - first)
+        next_cluster = max(next_cluster, end)
+        first = max(next_table, geometry.l1_index(offset))
+        end = geometry.l1_index(offset + length - 1) + 1
+        tables += max(0, end - first)
+        next_table = max(next_table, end)
+    size: int = options["size"]
+    all_tables = geometry.l1_index(size - 1) + 1 if size else 0
+    return (
+        _file_size(geometry, clusters, tables),
+        _file_size(geometry, geometry.clusters(size), all_tables),
+    )
+
+
+def _file_size(geometry: Geometry, clusters: int, tables: int) -> int:
+    return (1 + clusters) * geometry.cluster_size + (1 + tables) * geometry.table_bytes

@@ -535,6 +535,12 @@ class QedNode(FormatNode):
         elif size < self.size:
             resize.shrink(self, size)
 
+    def make_empty(self) -> None:
+        """Forget every cluster: the disk reads as what is below; no request is in flight."""
+        from blocklayer.formats.qed import resize
+
+        resize.make_empty(self)
+
     def set_image_size(self, size: int) -> None:
         """Write the disk's size into the header, and make it last."""
         self._update_header(image_size=size)
@@ -608,5 +614,6 @@ DRIVER = Driver(
     open=_open,
     create=qed_create.create,
     resolve=qed_create.resolve,
+    measure=qed_create.measure,
     create_options=qed_create.OPTIONS,
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from blocklayer.base.align import align_down, div_ceil, is_power_of_two
 from blocklayer.base.layout import Layout, u32, u64
-from blocklayer.base.units import INT64_MAX, KiB, MiB, SECTOR
+from blocklayer.base.units import INT64_MAX, SECTOR, KiB, MiB
 
 MAGIC = int.from_bytes(b"QED\0", "little")
 
@@ -50,9 +50,7 @@ class Header(Layout, byte_order="<"):
     cluster_size = u32("bytes")
     table_size = u32("clusters")
     header_size = u32("clusters")
-    features = u64(
-        "mask", {0: "backing file", 1: "need check", 2: "backing format no probe"}
-    )
+    features = u64("mask", {0: "backing file", 1: "need check", 2: "backing format no probe"})
     compat_features = u64("mask", {})
     autoclear_features = u64("mask", {})
     l1_table_offset = u64("bytes")

@@ -12,6 +12,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from blocklayer.base.buffers import zero_vector
+from blocklayer.base.extent import ZERO
 from blocklayer.core import io as core_io
 from blocklayer.core.checking import Repair
 from blocklayer.formats.qed.layout import SLICE_ENTRIES, UNALLOCATED, ZERO_CLUSTER
@@ -42,7 +43,7 @@ def _zero_tail(node: QedNode, old: int, length: int, visible: int) -> None:
     if placed is not None:
         child, host, count = placed
         core_io.zero_range(child, host, count, 0)
-    elif visible > old and not node.map(old, 1)[0] == core_io.ZERO:
+    elif visible > old and node.map(old, 1)[0] != ZERO:
         node.writev(old, zero_vector(length))
 
 
@@ -57,6 +58,15 @@ def shrink(node: QedNode, size: int) -> None:
             child, host, count = placed
             core_io.zero_range(child, host, count, 0)
     _clear_entries(node, end)
+    node.file.flush()
+    from blocklayer.formats.qed.check import check
+
+    check(node, Repair(leaks=True))
+
+
+def make_empty(node: QedNode) -> None:
+    """Make the whole disk unallocated and give its space back."""
+    _clear_entries(node, 0)
     node.file.flush()
     from blocklayer.formats.qed.check import check
 

@@ -158,7 +158,9 @@ class Tables:
 
     # --- writing --------------------------------------------------------------------------------
 
-    def write_l2(self, l1_index: int, updates: dict[int, array[int]], firsts: dict[int, int]) -> None:
+    def write_l2(
+        self, l1_index: int, updates: dict[int, array[int]], firsts: dict[int, int]
+    ) -> None:
         """Change entries of an existing table: only the sectors that change are written.
 
         `updates` has new entries by slice number, `firsts` the index of the first of them there.
@@ -168,9 +170,7 @@ class Tables:
         for number, values in updates.items():
             self.l2_slice(number)  # into the cache, from where it may be gone again
             place = table + self._geometry.slice_in_table(number) * SLICE_BYTES
-            self._write_entries(
-                self.l2_slices, number, firsts[number], values, place, "l2_update"
-            )
+            self._write_entries(self.l2_slices, number, firsts[number], values, place, "l2_update")
 
     def write_l1_entry(self, index: int, table: int) -> None:
         """Point an L1 entry to a table."""

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing what an overlay holds into the image it is based on."""
+
+from __future__ import annotations
+
+import os
+
+from blocklayer.base.errors import InvalidArgument, NotSupported
+from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
+from blocklayer.base.units import MiB
+from blocklayer.core.disk import Disk
+from blocklayer.core.node import FormatNode
+from blocklayer.core.opening import FilenameLike, backing_path
+from blocklayer.ops.open_image import open_disk
+
+PIECE = 2 * MiB
+
+
+def commit(
+    name: FilenameLike,
+    *,
+    format: str | None = None,
+    base: str | os.PathLike[str] | None = None,
+    keep: bool = False,
+    cache: str = "writeback",
+    progress: ProgressCallback | None = None,
+    cancel: CancelToken | None = None,
+) -> str:
+    """Copy an overlay's content into its backing file, or into `base` further down the chain.
+
+    The base grows if the overlay is larger. Afterwards the overlay is emptied, unless `keep` is
+    set or it was committed past layers that still hold older data. Returns the base's file name.
+    """
+    with open_disk(name, mode="r+", format=format, cache=cache) as disk:
+        top = disk.node
+        if not isinstance(top, FormatNode) or top.backing is None:
+            raise InvalidArgument(f"Image '{disk.filename}' does not have a backing file")
+        target, depth = _find_base(top, base)
+        target.reopen(read_only=False)
+        try:
+            with Disk(target, owns_node=False) as base_disk:
+                if base_disk.size < disk.size:
+                    base_disk.resize(disk.size)
+                _copy_down(disk, base_disk, depth, Reporter("commit", disk.size, progress, cancel))
+                base_disk.flush()
+        finally:
+            target.reopen(read_only=True)
+        if not keep and depth == 1:
+            _empty(disk, top)
+        return target.filename
+
+
+def _find_base(top: FormatNode, base: str | os.PathLike[str] | None) -> tuple[FormatNode, int]:
+    node, depth = top.backing, 1
+    if base is not None:
+        wanted = os.fspath(base)
+        while node is not None and not _is_named(node, top, wanted):
+            node = node.backing if isinstance(node, FormatNode) else None
+            depth += 1
+        if node is None:
+            raise InvalidArgument(
+                f"Did not find '{wanted}' in the backing chain of '{top.filename}'"
+            )
+    if not isinstance(node, FormatNode):
+        raise NotSupported("The base cannot be written to")
+    return node, depth
+
+
+def _is_named(node: object, top: FormatNode, wanted: str) -> bool:
+    filename = getattr(node, "filename", "")
+    return wanted == filename or backing_path(top.filename, wanted) == filename
+
+
+def _copy_down(disk: Disk, base: Disk, depth: int, reporter: Reporter) -> None:
+    """Every extent that lies above the base goes into the base."""
+    for extent in disk.extents():
+        if not extent.present or extent.depth >= depth:
+            # Past the end of every layer above, a longer base may show something else.
+            if extent.zero and extent.depth < depth:
+                base.write_zeroes(extent.offset, extent.length, unmap=True)
+            reporter.advance(extent.length)
+            continue
+        if extent.zero:
+            base.write_zeroes(extent.offset, extent.length, unmap=True)
+            reporter.advance(extent.length)
+            continue
+        position = extent.offset
+        while position < extent.end:
+            count = min(PIECE, extent.end - position)
+            base.write(position, disk.read(position, count))
+            reporter.advance(count)
+            position += count
+    reporter.finish()
+
+
+def _empty(disk: Disk, top: FormatNode) -> None:
+    with disk.node.tracker.drained_section():
+        top.make_empty()

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image is, without opening what it is backed by."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from blocklayer.base.errors import ChainError, LockError, OpenError
+from blocklayer.core.node import FormatNode, Node
+from blocklayer.core.opening import (
+    CHAIN_DEPTH_MAX,
+    FilenameLike,
+    Opener,
+    OpenFlags,
+    backing_path,
+    file_identity,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """Facts about an image; sizes in bytes, None for what does not apply.
+
+    actual_size            bytes its file takes on the file system
+    backing_filename       as stored in the image
+    full_backing_filename  as seen from here; None if it cannot be told
+    """
+
+    filename: str
+    format: str
+    virtual_size: int
+    actual_size: int | None = None
+    cluster_size: int | None = None
+    dirty_flag: bool = False
+    backing_filename: str | None = None
+    full_backing_filename: str | None = None
+    backing_format: str | None = None
+    format_specific: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """QEMU's ImageInfo: its names, and only the members that apply."""
+        members: dict[str, Any] = {
+            "virtual-size": self.virtual_size,
+            "filename": self.filename,
+            "cluster-size": self.cluster_size,
+            "format": self.format,
+            "actual-size": self.actual_size,
+            "full-backing-filename": self.full_backing_filename,
+            "backing-filename": self.backing_filename,
+            "backing-filename-format": self.backing_format,
+            "dirty-flag": self.dirty_flag,
+        }
+        return {name: value for name, value in members.items() if value is not None}
+
+
+def info(
+    name: FilenameLike,
+    *,
+    format: str | None = None,
+    force_share: bool = False,
+) -> ImageInfo:
+    """Facts about one image. Raises `OpenError`."""
+    return _inspect(name, format, force_share)[0]
+
+
+def info_chain(
+    name: FilenameLike,
+    *,
+    format: str | None = None,
+    force_share: bool = False,
+) -> list[ImageInfo]:
+    """Facts about an image and everything below it, top first. Raises `OpenError`, `ChainError`."""
+    chain: list[ImageInfo] = []
+    seen: set[tuple[int, int]] = set()
+    next_name: FilenameLike | None = name
+    while next_name is not None:
+        found, identity = _inspect(next_name, format, force_share)
+        if (identity is not None and identity in seen) or len(chain) >= CHAIN_DEPTH_MAX:
+            raise ChainError(
+                f"Backing file '{found.filename}' creates an infinite loop.", found.filename
+            )
+        if identity is not None:
+            seen.add(identity)
+        chain.append(found)
+        next_name, format = found.full_backing_filename, found.backing_format
+    return chain
+
+
+def _inspect(
+    name: FilenameLike, format_name: str | None, force_share: bool
+) -> tuple[ImageInfo, tuple[int, int] | None]:
+    flags = OpenFlags(force_share=force_share, backing_chain=False)
+    try:
+        node = Opener(flags).open_name(name, format_name)
+    except OpenError as error:
+        node = _open_shared_raw(name, format_name, error)
+    try:
+        shown = os.fspath(name) if not isinstance(name, dict) else node.filename
+        return _describe(node, shown), file_identity(node)
+    finally:
+        node.close()
+
+
+def _open_shared_raw(name: FilenameLike, format_name: str | None, error: OpenError) -> Node:
+    """A raw image has no tables that a writer could be changing: a lock is no reason to refuse."""
+    if not isinstance(error.__cause__, LockError):
+        raise error
+    flags = OpenFlags(force_share=True, backing_chain=False)
+    node = Opener(flags).open_name(name, format_name)
+    if node.driver != "raw":
+        node.close()
+        raise error
+    return node
+
+
+def _describe(node: Node, shown: str) -> ImageInfo:
+    specific = dict(node.info())
+    backing = node.backing_filename if isinstance(node, FormatNode) else None
+    full = None
+    if backing is not None:
+        try:
+            full = backing_path(node.filename, backing)
+        except OpenError:
+            full = None
+    return ImageInfo(
+        filename=shown,
+        format=node.driver,
+        virtual_size=node.size,
+        actual_size=_actual_size(node),
+        cluster_size=specific.pop("cluster-size", None),
+        dirty_flag=specific.pop("dirty-flag", False),
+        backing_filename=backing,
+        full_backing_filename=full,
+        backing_format=node.backing_format if isinstance(node, FormatNode) else None,
+        format_specific=specific,
+    )
+
+
+def _actual_size(node: Node) -> int | None:
+    while "file" in node.children:
+        node = node.children["file"]
+    size = node.info().get("actual-size")
+    return size if isinstance(size, int) else None

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Giving an overlay another backing file without changing what it reads as."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from blocklayer.base.align import align_down
+from blocklayer.base.buffers import is_zero
+from blocklayer.base.errors import NotSupported
+from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
+from blocklayer.base.units import MiB
+from blocklayer.core.disk import Disk
+from blocklayer.core.node import FormatNode
+from blocklayer.core.opening import FilenameLike, backing_path
+from blocklayer.ops.open_image import open_disk
+
+PIECE = 2 * MiB
+
+
+def rebase(
+    name: FilenameLike,
+    backing: str | os.PathLike[str] | None,
+    *,
+    format: str | None = None,
+    backing_format: str | None = None,
+    unsafe: bool = False,
+    cache: str = "writeback",
+    source_cache: str = "writeback",
+    progress: ProgressCallback | None = None,
+    cancel: CancelToken | None = None,
+) -> None:
+    """Change the backing file of an image; None or ``""`` removes it.
+
+    Clusters in which the old and the new backing file differ are copied into the image first, and
+    are durable before the name changes. `unsafe` only changes the name: right if the backing file
+    was renamed or moved, and wrong otherwise.
+    """
+    wanted = os.fspath(backing) if backing else None
+    with open_disk(name, mode="r+", format=format, cache=cache, backing_chain=not unsafe) as disk:
+        node = disk.node
+        if not isinstance(node, FormatNode):
+            raise NotSupported("Only images of a format with backing files can be rebased")
+        with contextlib.ExitStack() as stack:
+            below = None
+            if wanted is not None and not unsafe:
+                path = backing_path(node.filename, wanted)
+                below = stack.enter_context(
+                    open_disk(path, format=backing_format, cache=source_cache)
+                )
+                backing_format = backing_format or below.format
+            if not unsafe:
+                _copy_differences(disk, below, Reporter("rebase", disk.size, progress, cancel))
+                disk.flush()
+        node.change_backing(wanted, backing_format)
+
+
+def _copy_differences(disk: Disk, below: Disk | None, reporter: Reporter) -> None:
+    """Store in the overlay what the new backing file would show differently."""
+    for extent in disk.extents():
+        if extent.present and extent.depth == 0:
+            reporter.advance(extent.length)
+            continue
+        position = extent.offset
+        while position < extent.end:
+            end = min(extent.end, align_down(position, PIECE) + PIECE)
+            _copy_range(disk, below, position, end)
+            reporter.advance(end - position)
+            position = end
+    reporter.finish()
+
+
+def _copy_range(disk: Disk, below: Disk | None, start: int, end: int) -> None:
+    unit = disk.node.limits.opt_transfer or 1
+    shown = disk.read(start, end - start)
+    future = read_short(below, start, end - start)
+    if shown == future:
+        return
+    writes = []
+    position = start
+    while position < end:
+        stop = min(align_down(position, unit) + unit, end)
+        old = shown[position - start : stop - start]
+        if old != future[position - start : stop - start]:
+            if is_zero(old):
+                disk.write_zeroes(position, stop - position)
+            else:
+                writes.append((position, old))
+        position = stop
+    disk.write_many(writes)
+
+
+def read_short(disk: Disk | None, offset: int, length: int) -> bytes:
+    """Bytes of a disk that may end earlier, or not be there: zeroes where it is not."""
+    inside = 0 if disk is None else max(0, min(length, disk.size - offset))
+    data = disk.read(offset, inside) if disk is not None and inside else b""
+    return data + bytes(length - inside)
