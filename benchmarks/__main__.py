@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks import harness, machine, memory, report
+from benchmarks import harness, machine, report
 from benchmarks.images import Images
+from benchmarks.memory import Settler
 from benchmarks.process import CommandFailed
 
 ROUNDS = 7
 ROUNDS_QUICK = 3
-TOUCH_QUICK = 3 * 1024**3  # bytes: what a quick run has in memory at once
 TOOLS = ("qemu-img", "qemu-io", "cp")
 
 
@@ -89,12 +89,12 @@ def progress(text: str) -> None:
 def run_benches(
     names: Sequence[str], context: harness.Context, *, rounds: int
 ) -> list[harness.Outcome]:
+    tools = harness.Tools(Settler(context.directory), progress)
     outcomes = []
     for name in names:
         try:
             for comparison in harness.BENCHES[name](context):
-                memory.touch_free_memory(TOUCH_QUICK if context.quick else None)
-                outcomes.append(harness.run_comparison(comparison, rounds, progress))
+                outcomes.append(harness.run_comparison(comparison, rounds, tools))
         except harness.Skipped as reason:
             outcomes.append(harness.Outcome(name, skipped=str(reason)))
         except (CommandFailed, harness.VerificationFailed) as error:
@@ -127,8 +127,6 @@ def main(argv: Sequence[str]) -> int:
         about = machine.describe(directory, blk)
         about["Run"] = f"{rounds} rounds" + (", quick: small images" if arguments.quick else "")
         print("\n".join(report.describe_machine(about)), flush=True)
-        progress("touching free memory")
-        memory.touch_free_memory(TOUCH_QUICK if arguments.quick else None)
         context = harness.Context(directory, Images(directory), arguments.quick, blk)
         outcomes = run_benches(names, context, rounds=rounds)
     print(report.render(outcomes))

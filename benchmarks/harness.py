@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a comparison is measured and judged.
 
-    round 0    ours   peer A  peer B     each run:   settle -> prepare -> run -> verify
+    round 0    ours   peer A  peer B     each run:   prepare -> settle -> run -> verify
     round 1    peer B peer A  ours                   (only `run` is measured)
     round 2    peer A peer B  ours
     ...
@@ -16,7 +16,6 @@ A run whose result is wrong has no speed: a failed verification fails the compar
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,6 +124,7 @@ class Comparison:
     references: Sequence[Side] = ()
     verify_round: Callable[[], None] = nothing  # after all sides of a round
     rounds_factor: int = 1  # short runs need more rounds
+    page_cache: int = 0  # bytes of it that a run fills
     note: str = ""
 
     @property
@@ -254,12 +254,15 @@ def running_order(sides: Sequence[Side], number: int) -> list[Side]:
     return rotated[::-1] if number % 2 else rotated
 
 
-def settle() -> None:
-    """Write out what earlier runs left dirty, so that nobody pays for another's writeback."""
-    os.sync()
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a run needs from outside: `settle` (bytes of page cache to expect) and `progress`."""
+
+    settle: Callable[[int], None]
+    progress: Callable[[str], None]
 
 
-def run_side(side: Side, number: int) -> Sample:
+def run_side(side: Side, number: int, settle: Callable[[], None]) -> Sample:
     side.prepare()
     settle()
     sample = side.run(number)
@@ -267,39 +270,36 @@ def run_side(side: Side, number: int) -> Sample:
     return sample
 
 
-def usable_sides(comparison: Comparison, notes: list[str]) -> list[Side]:
-    """Warm every side up; a peer that cannot do it leaves with a note, ours may not."""
-    usable = []
-    for side in comparison.sides:
+def run_round(
+    comparison: Comparison, sides: list[Side], number: int, tools: Tools, notes: list[str]
+) -> Round:
+    """Run every side once. A peer that fails is taken off `sides`, with a note; ours may not fail.
+
+    What a peer did before it failed is not used: a side counts only with all of its rounds.
+    """
+    if not sides:
+        raise Skipped("no side of the comparison can run")
+    order = running_order(sides, max(number, 0))
+    samples = {}
+    for side in order:
         try:
-            run_side(side, -1)
-        except CommandFailed as error:
+            samples[side.name] = run_side(side, number, lambda: tools.settle(comparison.page_cache))
+        except (CommandFailed, VerificationFailed) as error:
             if side is comparison.ours:
                 raise
             notes.append(f"{side.name} is left out: {error}")
-        else:
-            usable.append(side)
+            sides.remove(side)
     if comparison.ours is not None:
         comparison.verify_round()
-    return usable
+    return Round(number, [side.name for side in order], samples)
 
 
-def measure(
-    comparison: Comparison, rounds: int, notes: list[str], progress: Callable[[str], None]
-) -> list[Round]:
-    sides = usable_sides(comparison, notes)
-    if not sides:
-        raise Skipped("no side of the comparison can run")
-    measured = []
+def measure(comparison: Comparison, rounds: int, notes: list[str], tools: Tools) -> list[Round]:
+    sides = comparison.sides
     total = rounds * comparison.rounds_factor
-    progress(f"{comparison.name}: {total} rounds of {len(sides)} sides")
-    for number in range(total):
-        order = running_order(sides, number)
-        samples = {side.name: run_side(side, number) for side in order}
-        if comparison.ours is not None:
-            comparison.verify_round()
-        measured.append(Round(number, [side.name for side in order], samples))
-    return measured
+    tools.progress(f"{comparison.name}: {total} rounds of {len(sides)} sides")
+    run_round(comparison, sides, -1, tools, notes)  # to warm up
+    return [run_round(comparison, sides, number, tools, notes) for number in range(total)]
 
 
 def values_of(rounds: Sequence[Round], side: str, metric: str) -> list[float] | None:
@@ -366,12 +366,12 @@ def judge(comparison: Comparison, rounds: Sequence[Round]) -> list[Row]:
     return rows
 
 
-def run_comparison(comparison: Comparison, rounds: int, progress: Callable[[str], None]) -> Outcome:
+def run_comparison(comparison: Comparison, rounds: int, tools: Tools) -> Outcome:
     outcome = Outcome(comparison.name)
     if comparison.note:
         outcome.notes.append(comparison.note)
     try:
-        outcome.rounds = measure(comparison, rounds, outcome.notes, progress)
+        outcome.rounds = measure(comparison, rounds, outcome.notes, tools)
     except Skipped as error:
         outcome.skipped = str(error)
     except (CommandFailed, VerificationFailed) as error:

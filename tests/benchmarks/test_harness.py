@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from benchmarks import harness
 from benchmarks.harness import (
     Comparison,
     Kind,
@@ -18,6 +17,7 @@ from benchmarks.harness import (
     Skipped,
     Spread,
     Target,
+    Tools,
     VerificationFailed,
     judge,
     per_round,
@@ -43,13 +43,7 @@ def scripted(values: Mapping[str, Sequence[float]], metric: str = "wall") -> lis
     ]
 
 
-def silent(_: str) -> None:
-    pass
-
-
-@pytest.fixture(autouse=True)
-def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "settle", lambda: None)
+TOOLS = Tools(settle=lambda _: None, progress=lambda _: None)
 
 
 # Statistics
@@ -182,7 +176,7 @@ def test_each_run_is_prepared_and_verified_and_the_order_alternates() -> None:
     comparison = Comparison(
         "x", [WALL], log.side("a"), [log.side("b")], verify_round=log.note("round")
     )
-    outcome = run_comparison(comparison, 2, silent)
+    outcome = run_comparison(comparison, 2, TOOLS)
 
     def steps(name: str, number: int) -> list[str]:
         return [f"{name} prepare", f"{name} run {number}", f"{name} verify"]
@@ -197,7 +191,7 @@ def test_each_run_is_prepared_and_verified_and_the_order_alternates() -> None:
 
 def test_short_benches_may_ask_for_more_rounds() -> None:
     comparison = Comparison("x", [WALL], idle("a"), [idle("b")], rounds_factor=4)
-    assert len(run_comparison(comparison, 3, silent).rounds) == 12
+    assert len(run_comparison(comparison, 3, TOOLS).rounds) == 12
 
 
 def failing(error: Exception) -> Callable[..., Sample]:
@@ -212,14 +206,14 @@ def test_a_wrong_result_has_no_speed() -> None:
         raise VerificationFailed("differs at 42")
 
     ours = Side("ours", lambda _: Sample({"wall": 0.001}), verify=verify)
-    outcome = run_comparison(Comparison("x", [WALL], ours, [idle("peer")]), 1, silent)
+    outcome = run_comparison(Comparison("x", [WALL], ours, [idle("peer")]), 1, TOOLS)
     assert outcome.failure == "differs at 42"
     assert outcome.rows == []
 
 
 def test_ours_that_does_not_run_is_a_failure() -> None:
     ours = Side("ours", failing(CommandFailed(["blk"], "ended with 1", "no")))
-    outcome = run_comparison(Comparison("x", [WALL], ours, [idle("peer")]), 1, silent)
+    outcome = run_comparison(Comparison("x", [WALL], ours, [idle("peer")]), 1, TOOLS)
     assert outcome.failure is not None
     assert "`blk` ended with 1: no" in outcome.failure
 
@@ -227,16 +221,37 @@ def test_ours_that_does_not_run_is_a_failure() -> None:
 def test_a_peer_that_does_not_run_leaves_with_a_note() -> None:
     peer = Side("peer", failing(CommandFailed(["peer"], "ended with 1", "unknown option")))
     comparison = Comparison("x", [WALL], idle("ours"), [peer, idle("other")])
-    outcome = run_comparison(comparison, 1, silent)
+    outcome = run_comparison(comparison, 1, TOOLS)
     assert outcome.failure is None
     assert outcome.rows[0].peer is not None
     assert outcome.rows[0].peer.name == "other"
     assert "unknown option" in outcome.notes[0]
 
 
+def test_a_peer_that_fails_later_takes_its_rounds_along() -> None:
+    def run(number: int) -> Sample:
+        if number == 1:
+            raise CommandFailed(["peer"], "ended with -6", "assertion")
+        return Sample({"wall": 0.001})
+
+    comparison = Comparison("x", [WALL], idle("ours"), [Side("peer", run), idle("other")])
+    outcome = run_comparison(comparison, 3, TOOLS)
+    assert outcome.failure is None
+    [row] = outcome.rows
+    assert row.peer is not None
+    assert (row.peer.name, row.others) == ("other", [])
+    assert len(outcome.notes) == 1
+
+
+def test_a_comparison_without_any_side_that_runs_is_skipped() -> None:
+    peer = Side("peer", failing(CommandFailed(["peer"], "ended with 1", "no")))
+    outcome = run_comparison(Comparison("x", [WALL], None, [peer]), 2, TOOLS)
+    assert outcome.skipped == "no side of the comparison can run"
+
+
 def test_a_missing_verb_skips_the_comparison() -> None:
     ours = Side("ours", failing(Skipped("the library has no disk.read_many yet")))
-    outcome = run_comparison(Comparison("x", [WALL], ours, [idle("peer")]), 1, silent)
+    outcome = run_comparison(Comparison("x", [WALL], ours, [idle("peer")]), 1, TOOLS)
     assert outcome.skipped == "the library has no disk.read_many yet"
     assert outcome.failure is None
 
