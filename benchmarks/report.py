@@ -90,6 +90,20 @@ def side_rows(outcome: Outcome) -> list[list[str]]:
     return rows
 
 
+def collect_notes(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+    """Every remark once, with the comparisons it is about."""
+    notes: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        texts = list(outcome.notes)
+        if outcome.skipped is not None:
+            texts.append(f"skipped: {outcome.skipped}")
+        if outcome.failure is not None:
+            texts.append(f"FAILED: {outcome.failure}")
+        for text in texts:
+            notes.setdefault(text, []).append(outcome.name)
+    return notes
+
+
 VERDICT_HEADER = ["bench", "metric", "ours", "peer", "best peer", "result", "target", "verdict"]
 SIDE_HEADER = ["bench", "metric", "side", "median", "min", "CPU", "peak RSS"]
 
@@ -102,12 +116,10 @@ def render(outcomes: Sequence[Outcome]) -> str:
     lines += table(VERDICT_HEADER, [row for o in outcomes for row in verdict_rows(o)])
     lines.append("")
     lines += table(SIDE_HEADER, [row for o in outcomes for row in side_rows(o)])
-    notes = [(o.name, text) for o in outcomes for text in o.notes]
-    notes += [(o.name, f"skipped: {o.skipped}") for o in outcomes if o.skipped is not None]
-    notes += [(o.name, f"FAILED: {o.failure}") for o in outcomes if o.failure is not None]
+    notes = collect_notes(outcomes)
     if notes:
         lines.append("")
-        lines += [f"- {name}: {text}" for name, text in notes]
+        lines += [f"- {', '.join(names)}: {text}" for text, names in notes.items()]
     return "\n".join(lines)
 
 

@@ -79,6 +79,11 @@ def test_failures_and_skips_are_shown_with_their_reason() -> None:
     assert "- c/d: skipped: no verb" in found
 
 
+def test_a_note_is_printed_once() -> None:
+    found = lines(Outcome("a/b", notes=["same"]), Outcome("c/d", notes=["same"]))
+    assert "- a/b, c/d: same" in found
+
+
 def test_json_has_every_sample() -> None:
     content = to_json({"CPU": "x"}, {"rounds": 3}, [outcome(1.0, 2.0)])
     again = json.loads(json.dumps(content))

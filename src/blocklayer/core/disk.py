@@ -371,6 +371,21 @@ class Disk:
 
         return DiskStream(self)
 
+    def reopen(self, mode: str) -> None:
+        """Change between ``r`` and ``r+``; no request is in flight meanwhile."""
+        if mode not in ("r", "r+"):
+            raise InvalidArgument(f"Invalid mode {mode!r}: use 'r' or 'r+'")
+        read_only = mode == "r"
+        with self._tracker.drained_section():
+            if read_only == self.read_only:
+                return
+            if read_only:
+                self.node.flush()
+            try:
+                self.node.reopen(read_only)
+            finally:
+                self._refresh_inline()
+
     # --- life -----------------------------------------------------------------------------------
 
     def close(self) -> None:

@@ -203,6 +203,11 @@ class FormatNode(Node):
         self.children.pop("backing", None)
         self.attach(backing=backing)
 
+    @property
+    def zero_when_new(self) -> bool:
+        """Whether a disk that has just been created reads as zeroes."""
+        return True
+
     def activate(self) -> None:
         """The graph below is complete: do what opening this image may have to write."""
 

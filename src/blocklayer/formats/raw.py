@@ -47,6 +47,11 @@ class RawNode(FormatNode):
             raise InvalidArgument(f"Offset {offset} lies behind the end of '{file.filename}'")
         self.size = size
 
+    @property
+    def zero_when_new(self) -> bool:
+        """A device keeps what was on it."""
+        return self.file.grows_zeroed
+
     def map(self, offset: int, length: int) -> Mapped:
         """Always the file."""
         return DATA, length, self.file, offset + self._offset

@@ -15,6 +15,7 @@ from blocklayer.base.units import SECTOR, MiB
 from blocklayer.core import drivers
 from blocklayer.core.copy import ZERO_GRANULARITY, Concatenation, CopyOptions, CopyResult, copy
 from blocklayer.core.disk import Disk
+from blocklayer.core.node import FormatNode
 from blocklayer.core.opening import FilenameLike
 from blocklayer.ops.create import create as create_image
 from blocklayer.ops.open_image import open_disk
@@ -93,7 +94,7 @@ def convert(
                     whole,
                     disk,
                     CopyOptions(
-                        target_is_zero=(create and disk.backing is None) or target_is_zero,
+                        target_is_zero=target_is_zero or (create and _is_zero_when_new(disk)),
                         sparse_size=sparse_size,
                         only_differences=disk.backing is not None and not target_is_zero,
                         salvage=salvage,
@@ -106,6 +107,11 @@ def convert(
                 _remove(made)
             raise
     return ConvertResult(whole.size, result.data, result.zero, tuple(result.salvaged))
+
+
+def _is_zero_when_new(disk: Disk) -> bool:
+    node = disk.node
+    return isinstance(node, FormatNode) and node.backing is None and node.zero_when_new
 
 
 def _copy_into(

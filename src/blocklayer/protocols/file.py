@@ -26,9 +26,6 @@ from blocklayer.protocols import file_locks, file_zero
 IOV_MAX = 1024
 """Buffers in one vectored call (Linux: UIO_MAXIOV)."""
 
-_IO_MAX = 0x7FFFF000
-"""Bytes in one read or write on Linux."""
-
 
 class FileNode(Node):
     """An open file descriptor."""
@@ -105,10 +102,12 @@ class FileNode(Node):
                 raise IoError.from_os(
                     error, "read", self.filename, offset + done, length - done
                 ) from None
-            if not count:
-                fill_zero(part)
-                return
             done += count
+            # With O_DIRECT a read that ends inside a block has met the end of the file, and cannot
+            # be continued there.
+            if not count or done % self.limits.request_alignment:
+                fill_zero(slice_vector(vector, done, length - done) if done < length else [])
+                return
 
     def writev(self, offset: int, vector: Vector) -> None:
         """Write; short writes are continued."""
