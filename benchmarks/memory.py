@@ -6,7 +6,8 @@ touch of such a page costs several times more than the copy into it: 1 GiB writt
 cache took 1.3 s then, and 0.15 s from the second time on. Whoever comes first would pay for all.
 Touching all free memory once does not help where the balloon driver reports free pages to the
 host: they are gone again two seconds later. So right before each run a scratch file of the size
-that the run needs is written and deleted, until that goes as fast as it has gone before.
+that the run needs, and a quarter more, is written and deleted, until that goes as fast as it has
+gone before.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Settler:
             return
         tries_min = 1 if self._best_rate else TRIES_FIRST
         for number in range(1, TRIES_MAX + 1):
-            rate = self._touch(length)
+            rate = self._touch(length + length // 4)
             fast = rate >= FAST_ENOUGH * self._best_rate
             self._best_rate = max(rate, self._best_rate)
             if fast and number >= tries_min:

@@ -114,8 +114,9 @@ def render(outcomes: Sequence[Outcome]) -> str:
     lines.append("per-round results (smallest - largest in brackets).")
     lines.append("")
     lines += table(VERDICT_HEADER, [row for o in outcomes for row in verdict_rows(o)])
-    lines.append("")
-    lines += table(SIDE_HEADER, [row for o in outcomes for row in side_rows(o)])
+    sides = [row for o in outcomes for row in side_rows(o)]
+    if sides:
+        lines += ["", *table(SIDE_HEADER, sides)]
     notes = collect_notes(outcomes)
     if notes:
         lines.append("")

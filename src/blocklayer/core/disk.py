@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,9 +20,13 @@ from blocklayer.base.errors import InvalidArgument, OutOfRange, ReadOnly
 from blocklayer.base.extent import Extent
 from blocklayer.core import io as core_io
 from blocklayer.core import mapping
+from blocklayer.core.detect import write_detecting
 from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Lookup, Node
 
 if TYPE_CHECKING:
+    from blocklayer.core.batch import MergedRun, Request
+    from blocklayer.core.bitmap import DirtyBitmap
+    from blocklayer.core.hooks import BeforeWrite, WriteHooks
     from blocklayer.core.stream import DiskStream
 
 _pread = os.pread
@@ -42,28 +46,45 @@ class Disk:
         *,
         writethrough: bool = False,
         discard: str = "ignore",
+        detect_zeroes: str = "off",
         owns_node: bool = True,
     ) -> None:
         if discard not in ("ignore", "unmap"):
             raise InvalidArgument(f"Invalid discard mode '{discard}': use 'ignore' or 'unmap'")
+        if detect_zeroes not in ("off", "on", "unmap"):
+            raise InvalidArgument(
+                f"Invalid detect-zeroes mode '{detect_zeroes}': use 'off', 'on' or 'unmap'"
+            )
+        if detect_zeroes == "unmap" and discard != "unmap":
+            raise InvalidArgument(
+                "setting detect-zeroes to unmap is not allowed without setting discard operation"
+                " to unmap"
+            )
         self.node = node
         self.discard_mode = discard
         self._tracker = node.tracker
         self._writethrough = writethrough
+        self._detect_zeroes = detect_zeroes
         self._owns_node = owns_node
         self._open = True
         self._read_lookup: Lookup | None = None
         self._write_lookup: Lookup | None = None
         self._descriptor = -1
         self._refresh_inline()
+        node.users.add(self)
 
     def _refresh_inline(self) -> None:
         """Ask the graph for an inline path; there is none while somebody listens to events."""
         inline = self.node.inline() if self.node.sink is None else None
         self._read_lookup = inline.read if inline else None
         self._descriptor = inline.descriptor if inline else -1
-        writable = inline is not None and not self.read_only and not self._writethrough
-        self._write_lookup = inline.write if writable and inline else None
+        writable = not (
+            self.read_only
+            or self._writethrough
+            or self._detect_zeroes != "off"
+            or self.node.hooks is not None
+        )
+        self._write_lookup = inline.write if inline and writable else None
 
     # --- what it is -----------------------------------------------------------------------------
 
@@ -128,7 +149,7 @@ class Disk:
             tracker.inflight.pop()
             if tracker.drained:
                 tracker.wake()
-        self._check_range("read", offset, length)
+        self.check_range("read", offset, length)
         # bytes(bytearray) copies once more; only requests that miss the inline path pay for it.
         buffer = bytearray(length)
         self._read_slow(offset, [memoryview(buffer)] if length else [])
@@ -154,7 +175,7 @@ class Disk:
             tracker.inflight.pop()
             if tracker.drained:
                 tracker.wake()
-        self._check_range("read", offset, length)
+        self.check_range("read", offset, length)
         self._read_slow(offset, [view] if length else [])
         return length
 
@@ -180,7 +201,7 @@ class Disk:
         return results
 
     def _read_tracked(self, offset: int, length: int) -> bytes:
-        self._check_range("read", offset, length)
+        self.check_range("read", offset, length)
         buffer = bytearray(length)
         if length:
             self.node.readv(offset, [memoryview(buffer)])
@@ -217,56 +238,99 @@ class Disk:
         self._begin_write("write", offset, len(view))
         try:
             if len(view):
-                self.node.writev(offset, [view])
+                with self.recorded(offset, len(view)):
+                    self._write_view(offset, view)
             self._end_write(fua)
         finally:
             self._tracker.leave()
+
+    def _write_view(self, offset: int, view: memoryview) -> None:
+        if self._detect_zeroes != "off":
+            write_detecting(self.node, offset, view, unmap=self._detect_zeroes == "unmap")
+        else:
+            self.node.writev(offset, [view])
 
     def write_many(self, requests: Sequence[tuple[int, Buffer]], *, fua: bool = False) -> None:
         """Write many (offset, data) requests; new clusters are made visible by one update a table.
 
-        Where requests overlap, the later one in the sequence wins. If it raises, each request is
-        either done or not, and which is not said.
+        Where requests overlap, the later one in the sequence wins. The first error is raised when
+        all have been tried; `submit` tells which they were.
         """
+        from blocklayer.core.batch import merge_writes
+        from blocklayer.core.submit import write_merged
+
         views = [(offset, byte_view(data)) for offset, data in requests]
         for offset, view in views:
-            self._check_range("write", offset, len(view))
-        self._begin_write("write", 0, 0)
+            self.check_write("write", offset, len(view))
+        self._tracker.enter()
         try:
-            self._write_many(views)
+            for error in write_merged(self, merge_writes(views)):
+                if error is not None:
+                    raise error
             self._end_write(fua)
         finally:
             self._tracker.leave()
 
-    def _write_many(self, views: list[tuple[int, memoryview]]) -> None:
-        ordered = sorted((pair for pair in views if len(pair[1])), key=lambda pair: pair[0])
-        if any(first[0] + len(first[1]) > second[0] for first, second in pairwise(ordered)):
-            for offset, view in views:
-                if len(view):
-                    self.node.writev(offset, [view])
-            return
-        rest = self._write_inline(ordered)
-        if isinstance(self.node, FormatNode) and rest:
-            core_io.write_batch(self.node, [(offset, [view]) for offset, view in rest])
-        else:
-            for offset, view in rest:
-                self.node.writev(offset, [view])
+    def submit(self, requests: Sequence[Request]) -> int:
+        """Run a batch of `Request`s of any kinds; how many writes were merged into others.
 
-    def _write_inline(self, requests: list[tuple[int, memoryview]]) -> list[tuple[int, memoryview]]:
-        """Write what has a place in memory's knowledge; the rest."""
+        The effect is that of the order of submission. Afterwards each request is done, or has its
+        own `error`; nothing is raised for a request that failed.
+        """
+        from blocklayer.core.submit import run_batch
+
+        self._tracker.enter()
+        try:
+            return run_batch(self, requests)
+        finally:
+            self._tracker.leave()
+
+    # What batches need, inside a tracked request.
+
+    def write_inline(self, run: MergedRun) -> bool:
+        """Write a run that is one buffer with a place in memory's knowledge."""
         lookup = self._write_lookup
-        if lookup is None:
-            return requests
-        descriptor = self._descriptor
-        rest = []
-        for offset, view in requests:
-            host = lookup(offset, len(view))
-            try:
-                if host < 0 or _pwrite(descriptor, view, host) != len(view):
-                    rest.append((offset, view))
-            except OSError:
-                rest.append((offset, view))
-        return rest
+        if lookup is None or len(run.vector) != 1:
+            return False
+        host = lookup(run.offset, run.length)
+        try:
+            return host >= 0 and _pwrite(self._descriptor, run.vector[0], host) == run.length
+        except OSError:
+            return False  # the node meets the same error and says where
+
+    def write_if_zero(self, run: MergedRun) -> bool:
+        """With `detect_zeroes`: write a run with what is zero in it as zeroes."""
+        if self._detect_zeroes == "off":
+            return False
+        try:
+            offset = run.offset
+            for view in run.vector:
+                self._write_view(offset, view)
+                offset += len(view)
+        finally:
+            self.end_recorded(run.offset, run.length)
+        return True
+
+    def begin_recorded(self, offset: int, length: int) -> None:
+        """A range is about to change: tell whoever asked to know before."""
+        hooks = self.node.hooks
+        if hooks is not None:
+            hooks.begin(offset, length)
+
+    def end_recorded(self, offset: int, length: int) -> None:
+        """A range has changed, or may have: mark dirty bitmaps."""
+        hooks = self.node.hooks
+        if hooks is not None:
+            hooks.end(offset, length)
+
+    @contextmanager
+    def recorded(self, offset: int, length: int) -> Iterator[None]:
+        """Both around a change."""
+        self.begin_recorded(offset, length)
+        try:
+            yield
+        finally:
+            self.end_recorded(offset, length)
 
     def write_zeroes(
         self,
@@ -294,7 +358,8 @@ class Disk:
         self._begin_write("write_zeroes", offset, length)
         try:
             if length:
-                core_io.zero_range(self.node, offset, length, flags)
+                with self.recorded(offset, length):
+                    core_io.zero_range(self.node, offset, length, flags)
             self._end_write(fua)
         finally:
             self._tracker.leave()
@@ -307,7 +372,8 @@ class Disk:
         self._begin_write("discard", offset, length)
         try:
             if length and self.discard_mode == "unmap":
-                self.node.discard(offset, length)
+                with self.recorded(offset, length):
+                    self.node.discard(offset, length)
         finally:
             self._tracker.leave()
 
@@ -328,24 +394,78 @@ class Disk:
             raise InvalidArgument(f"Cannot resize '{self.filename}' to {size} bytes")
         with self._tracker.drained_section():
             self.node.truncate(size, preallocation)
+            if self.node.hooks is not None:
+                self.node.hooks.resize(self.node.size)
 
     def _begin_write(self, verb: str, offset: int, length: int) -> None:
-        self._check_range(verb, offset, length)
+        self.check_write(verb, offset, length)
         self._tracker.enter()
-        if self.read_only:
-            self._tracker.leave()
+
+    def check_write(self, verb: str, offset: int, length: int) -> None:
+        """Raise `OutOfRange` or `ReadOnly` unless this may be written."""
+        self.check_range(verb, offset, length)
+        if self.node.read_only:
             raise ReadOnly(f"Cannot {verb} to '{self.filename}': it is open read-only")
 
     def _end_write(self, fua: bool) -> None:
         if fua or self._writethrough:
             self.node.flush()
 
-    def _check_range(self, verb: str, offset: int, length: int) -> None:
+    def check_range(self, verb: str, offset: int, length: int) -> None:
+        """Raise `OutOfRange` unless the range lies within the disk."""
         if offset < 0 or length < 0 or offset + length > self.node.size:
             raise OutOfRange(
                 f"Cannot {verb} {length} bytes at offset {offset}:"
                 f" '{self.filename}' has {self.node.size} bytes"
             )
+
+    # --- hooks for jobs --------------------------------------------------------------------------
+
+    @property
+    def bitmaps(self) -> dict[str, DirtyBitmap]:
+        """Dirty bitmaps by name."""
+        return dict(self.node.hooks.bitmaps) if self.node.hooks is not None else {}
+
+    def add_bitmap(
+        self, name: str, granularity: int = 65536, *, enabled: bool = True
+    ) -> DirtyBitmap:
+        """Record writes from now on: granules of `granularity` bytes, a power of 2 from 512."""
+        with self._changing_hooks() as hooks:
+            return hooks.add_bitmap(name, self.size, granularity, enabled=enabled)
+
+    def remove_bitmap(self, name: str) -> None:
+        """Stop recording and forget."""
+        with self._changing_hooks() as hooks:
+            hooks.bitmap(name)
+            del hooks.bitmaps[name]
+
+    def add_before_write(self, callback: BeforeWrite) -> None:
+        """Call `callback(offset, length)` inside every write, zeroing and discard, before it."""
+        with self._changing_hooks() as hooks:
+            hooks.before.append(callback)
+
+    def remove_before_write(self, callback: BeforeWrite) -> None:
+        """Undo `add_before_write`."""
+        with self._changing_hooks() as hooks:
+            hooks.before.remove(callback)
+
+    @contextmanager
+    def _changing_hooks(self) -> Iterator[WriteHooks]:
+        """Nobody writes while hooks change; afterwards every disk on the node knows."""
+        from blocklayer.core.hooks import WriteHooks
+
+        with self._tracker.drained_section():
+            hooks = self.node.hooks or WriteHooks()
+            try:
+                yield hooks
+            finally:
+                self.node.hooks = hooks or None
+                for disk in list(self.node.users):
+                    disk._refresh_inline()
+
+    def drain(self) -> AbstractContextManager[None]:
+        """A context in which no request is in flight: new ones wait until it ends."""
+        return self._tracker.drained_section()
 
     # --- looking --------------------------------------------------------------------------------
 
@@ -353,7 +473,7 @@ class Disk:
         """The extents of a range in order: what is data, zero or nowhere, in which layer, where."""
         if length is None:
             length = self.size - offset
-        self._check_range("map", offset, length)
+        self.check_range("map", offset, length)
         found = mapping.extents(self.node, offset, length)
         while True:
             self._tracker.enter()

@@ -8,6 +8,10 @@ node (see `core/requests`); ranges are inside the node.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import (
     Vector,
@@ -18,7 +22,7 @@ from blocklayer.base.buffers import (
     zero_pieces,
     zero_vector,
 )
-from blocklayer.base.errors import NotSupported
+from blocklayer.base.errors import BlocklayerError, NotSupported
 from blocklayer.base.extent import BACKING, DATA, ZERO
 from blocklayer.base.units import GiB, MiB
 from blocklayer.core.mapping import reads_as_zero
@@ -73,14 +77,11 @@ def write_mapped(node: FormatNode, offset: int, vector: Vector) -> None:
     """Write in place as far as there are places, then allocate for the rest."""
     length = vector_length(vector)
     done = _write_placed(node, offset, vector, length)
-    while done < length:
-        # Bounded pieces, cut at cluster boundaries so that no piece causes copy-on-write.
-        piece_end = align_down(offset + done, node.cluster_size) + max(
-            ALLOCATION_PIECE, node.cluster_size
-        )
-        count = min(length, piece_end - offset) - done
-        write_batch(node, [(offset + done, slice_vector(vector, done, count))])
-        done += count
+    if done < length:
+        rest = slice_vector(vector, done, length - done) if done else vector
+        error = write_runs(node, [(offset + done, rest)])[0]
+        if error is not None:
+            raise error
 
 
 def _write_placed(node: FormatNode, offset: int, vector: Vector, length: int) -> int:
@@ -98,35 +99,116 @@ def _write_placed(node: FormatNode, offset: int, vector: Vector, length: int) ->
     return done
 
 
-def write_batch(node: FormatNode, requests: list[tuple[int, Vector]]) -> None:
-    """Write requests that do not overlap, in ascending order, with one commit for all of them.
+Run: TypeAlias = tuple[int, Vector]
+"""Guest bytes to write at an offset."""
+
+
+def write_runs(node: FormatNode, runs: Sequence[Run]) -> list[BlocklayerError | None]:
+    """Write runs that do not overlap, in ascending order; each one's own error, or None.
+
+    Clusters that have no place yet are allocated together and become visible with one commit.
+    """
+    errors: list[BlocklayerError | None] = [None] * len(runs)
+    group: list[_Placeless] = []
+    size = 0
+    for index, (offset, vector) in enumerate(runs):
+        length = vector_length(vector)
+        try:
+            done = _write_placed(node, offset, vector, length)
+        except BlocklayerError as error:
+            errors[index] = error
+            continue
+        while done < length and errors[index] is None:
+            # Bounded pieces, cut at cluster boundaries so that no cut causes copy-on-write.
+            end = align_down(offset + done, node.cluster_size) + _piece_size(node)
+            count = min(length, end - offset) - done
+            group.append(_Placeless([index], offset + done, slice_vector(vector, done, count)))
+            done += count
+            size += count
+            if size >= ALLOCATION_PIECE:
+                _allocate(node, group, errors)
+                group, size = [], 0
+    if group:
+        _allocate(node, group, errors)
+    return errors
+
+
+def _piece_size(node: FormatNode) -> int:
+    return max(ALLOCATION_PIECE, node.cluster_size)
+
+
+@dataclass(slots=True)
+class _Placeless:
+    """A piece that needs allocation, and the runs (by index) that it belongs to."""
+
+    owners: list[int]
+    offset: int
+    vector: Vector
+
+
+def _allocate(
+    node: FormatNode, pieces: list[_Placeless], errors: list[BlocklayerError | None]
+) -> None:
+    """Allocate for pieces with one commit; errors are noted with the runs they belong to.
 
     The clusters are locked against other allocating writes while their data is on its way: a
     second writer to the same cluster waits, and then finds it allocated.
     """
-    cluster = node.cluster_size
-    ranges = _cluster_ranges(requests, cluster)
+    ranges = _cluster_ranges(pieces, node.cluster_size)
     node.ranges.acquire(ranges)
+    plans: list[WritePlan] = []
     try:
-        plans: list[WritePlan] = []
-        try:
-            for offset, vector in requests:
-                _write_request(node, offset, vector, plans)
-            if plans:
-                node.commit_writes(plans)
-        except BaseException:
-            node.abandon_writes(plans)
-            raise
+        for piece in _close_gaps(node, pieces):
+            known = len(plans)
+            try:
+                _write_piece(node, piece.offset, piece.vector, plans)
+            except BlocklayerError as error:
+                _note(errors, piece.owners, error)
+                node.abandon_writes(plans[known:])
+                del plans[known:]
+        if plans:
+            node.commit_writes(plans)
+    except BlocklayerError as error:
+        node.abandon_writes(plans)
+        _note(errors, [owner for piece in pieces for owner in piece.owners], error)
+    except BaseException:
+        node.abandon_writes(plans)
+        raise
     finally:
         node.ranges.release(ranges)
 
 
-def _cluster_ranges(requests: list[tuple[int, Vector]], cluster: int) -> list[tuple[int, int]]:
-    """The requests' clusters as disjoint ranges."""
+def _note(errors: list[BlocklayerError | None], owners: list[int], error: BlocklayerError) -> None:
+    for owner in owners:
+        errors[owner] = errors[owner] or error
+
+
+def _close_gaps(node: FormatNode, pieces: list[_Placeless]) -> list[_Placeless]:
+    """Join neighbours where the driver allows the gap between them to be filled with zeroes."""
+    if len(pieces) < 2:
+        return pieces
+    joined = [pieces[0]]
+    for piece in pieces[1:]:
+        last = joined[-1]
+        end = last.offset + vector_length(last.vector)
+        gap = piece.offset - end
+        if gap and (gap >= node.cluster_size or not node.can_merge(end, gap)):
+            joined.append(piece)
+            continue
+        joined[-1] = _Placeless(
+            [*last.owners, *piece.owners],
+            last.offset,
+            [*last.vector, *zero_vector(gap), *piece.vector],
+        )
+    return joined
+
+
+def _cluster_ranges(pieces: list[_Placeless], cluster: int) -> list[tuple[int, int]]:
+    """The pieces' clusters as disjoint ranges."""
     ranges: list[tuple[int, int]] = []
-    for offset, vector in requests:
-        start = align_down(offset, cluster)
-        end = align_up(offset + vector_length(vector), cluster)
+    for piece in pieces:
+        start = align_down(piece.offset, cluster)
+        end = align_up(piece.offset + vector_length(piece.vector), cluster)
         if ranges and start <= ranges[-1][1]:
             ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
         else:
@@ -134,15 +216,15 @@ def _cluster_ranges(requests: list[tuple[int, Vector]], cluster: int) -> list[tu
     return ranges
 
 
-def _write_request(node: FormatNode, offset: int, vector: Vector, plans: list[WritePlan]) -> None:
-    """Write one request of a batch; new plans are appended, not committed."""
+def _write_piece(node: FormatNode, offset: int, vector: Vector, plans: list[WritePlan]) -> None:
+    """Write one piece; new plans are appended, not committed."""
     length = vector_length(vector)
     done = 0
     while done < length:
         planned = plans[-1] if plans else None
         position = offset + done
         if planned is not None and planned.start <= position < planned.start + planned.length:
-            # An earlier request of this batch has just been given this cluster.
+            # An earlier piece has just been given this cluster.
             count = min(length - done, planned.start + planned.length - position)
             part = slice_vector(vector, done, count)
             node.file.writev(planned.host + position - planned.start, part)

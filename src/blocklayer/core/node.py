@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
+from weakref import WeakSet
 
 from blocklayer.base.buffers import Vector
 from blocklayer.base.errors import BlocklayerError, NotSupported
@@ -21,6 +22,10 @@ from blocklayer.base.extent import DATA
 from blocklayer.core.checking import CheckResult, Repair
 from blocklayer.core.events import Sink, combined_sink
 from blocklayer.core.requests import RangeLock, Tracker
+
+if TYPE_CHECKING:
+    from blocklayer.core.disk import Disk
+    from blocklayer.core.hooks import WriteHooks
 
 # Flags of `zero`. Plain integers for the same reason as extent kinds.
 UNMAP: Final = 1
@@ -71,6 +76,9 @@ class Node:
         self.tracker = Tracker()
         self.ranges = RangeLock()
         self.sink: Sink | None = None
+        self.hooks: WriteHooks | None = None
+        self.users: WeakSet[Disk] = WeakSet()
+        """Disks on this node, which must know when its inline path opens or closes."""
 
     # --- where bytes live ---------------------------------------------------------------------
 
@@ -221,6 +229,14 @@ class FormatNode(Node):
     def plan_write(self, offset: int, length: int) -> WritePlan:
         """Find space for a prefix of the range, which has no place. The caller holds its lock."""
         raise NotImplementedError
+
+    def can_merge(self, offset: int, length: int) -> bool:
+        """Whether zeroes may be written to a gap between two allocating writes.
+
+        Only where that changes no byte that anybody could read: the gap lies in one cluster, has no
+        place yet, and reads as zeroes.
+        """
+        return False
 
     def plan_zero(self, offset: int, length: int) -> WritePlan | None:
         """A plan that makes a prefix of the (cluster aligned) range zero without storing it.

@@ -165,7 +165,7 @@ class Opener:
                 if self.flags.backing_chain:
                     self._attach_backing(node, backing, given=backing_given)
                 node.activate()
-            elif node.limits.request_alignment > 1:
+            elif node.limits.request_alignment > 1 or node.limits.max_transfer:
                 return Padded(node)
             return node
         except BaseException:

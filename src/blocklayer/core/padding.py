@@ -14,12 +14,22 @@ alignment and storage without it pays nothing.
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from blocklayer.base.align import align_down, align_up
-from blocklayer.base.buffers import Vector, aligned_buffer, slice_vector, vector_length
-from blocklayer.base.units import MiB
-from blocklayer.core.node import Mapped, Node
+from blocklayer.base.buffers import (
+    Vector,
+    aligned_buffer,
+    slice_vector,
+    vector_length,
+    zero_vector,
+)
+from blocklayer.base.errors import NotSupported
+from blocklayer.base.units import INT64_MAX, MiB
+from blocklayer.core.filter import FilterNode
+from blocklayer.core.node import NO_FALLBACK, Node
 
 BOUNCE_SIZE = MiB
 """Bytes of aligned memory a thread owns; larger requests are moved in pieces of it."""
@@ -42,44 +52,31 @@ def pad(offset: int, length: int, alignment: int) -> Padding:
 
 
 class _Bounce(threading.local):
-    """One aligned buffer a thread."""
+    """One aligned buffer a thread. Each node has its own: a stack of filters may pad twice."""
 
     def __init__(self) -> None:
         self.view = memoryview(aligned_buffer(BOUNCE_SIZE))
 
 
-_bounce = _Bounce()
-
-
-class Padded(Node):
+class Padded(FilterNode):
     """Gives byte granularity to a child with `request_alignment`, by read-modify-write.
 
-    Writes hold the range lock of their blocks: two requests that share a block must not both read
-    it before either writes it.
+    What changes blocks holds their range lock: two requests that share a block must not both read
+    it before either writes it. What changes the size excludes everything behind it as well, since
+    padding makes a file longer than anybody asked, and is cut off again.
     """
 
     driver = "padded"
 
     def __init__(self, child: Node) -> None:
-        super().__init__(child.filename, read_only=child.read_only)
-        self._child = child
+        super().__init__(child)
         self._alignment = child.limits.request_alignment
-        self.limits.opt_transfer = self._alignment
-        self.attach(file=child)
+        limit = child.limits.max_transfer or BOUNCE_SIZE
+        self._piece_max = max(min(BOUNCE_SIZE, align_down(limit, self._alignment)), self._alignment)
+        self._bounce = _Bounce()
+        self.limits.opt_transfer = max(self.limits.opt_transfer, self._alignment)
 
-    @property
-    def size(self) -> int:  # type: ignore[override]
-        """Bytes, as the child has them: not necessarily whole blocks."""
-        return self._child.size
-
-    @property
-    def grows_zeroed(self) -> bool:
-        """As the child."""
-        return self._child.grows_zeroed
-
-    def map(self, offset: int, length: int) -> Mapped:
-        """The same bytes, one node further down."""
-        return 1, length, self._child, offset
+    # --- reading --------------------------------------------------------------------------------
 
     def readv(self, offset: int, vector: Vector) -> None:
         """Read whole blocks into aligned memory and copy out what was asked for."""
@@ -87,81 +84,109 @@ class Padded(Node):
         done = 0
         while done < length:
             padding = self._piece(offset + done, length - done)
-            memory = _bounce.view[: padding.length]
-            self._child.readv(padding.start, [memory])
+            memory = self._bounce.view[: padding.length]
+            self.child.readv(padding.start, [memory])
             count = padding.length - padding.head - padding.tail
             _scatter(memory[padding.head : padding.head + count], slice_vector(vector, done, count))
             done += count
+
+    def _piece(self, offset: int, length: int) -> Padding:
+        limit = self._piece_max - offset % self._alignment
+        return pad(offset, min(length, limit), self._alignment)
+
+    # --- writing --------------------------------------------------------------------------------
 
     def writev(self, offset: int, vector: Vector) -> None:
         """Write whole blocks; the parts of blocks that the request leaves alone are read first."""
         length = vector_length(vector)
         whole = pad(offset, length, self._alignment)
-        locked = [(whole.start, whole.start + whole.length)]
-        self.ranges.acquire(locked)
-        try:
-            size = self._child.size
+        with self._locked(whole.start, whole.start + whole.length):
+            size = self.child.size
             done = 0
             while done < length:
                 padding = self._piece(offset + done, length - done)
                 count = padding.length - padding.head - padding.tail
                 self._write_piece(padding, slice_vector(vector, done, count))
                 done += count
-            self._cut_growth(max(size, offset + length))
+            wanted = max(size, offset + length)
+            if whole.start + whole.length > wanted:
+                self._cut_growth(wanted)
+
+    @contextmanager
+    def _locked(self, start: int, end: int) -> Iterator[None]:
+        """Have blocks for oneself, and everything behind them if they reach behind the end."""
+        locked = self._lock(start, end)
+        try:
+            yield
         finally:
             self.ranges.release(locked)
 
+    def _lock(self, start: int, end: int) -> list[tuple[int, int]]:
+        while True:
+            grows = end > self.child.size
+            locked = [(start, INT64_MAX if grows else end)]
+            self.ranges.acquire(locked)
+            # The file may have been longer for a moment, by the padding of somebody else's write.
+            if grows or end <= self.child.size:
+                return locked
+            self.ranges.release(locked)
+
     def _write_piece(self, padding: Padding, vector: Vector) -> None:
-        memory = _bounce.view[: padding.length]
+        memory = self._bounce.view[: padding.length]
         block = self._alignment
         if padding.head:
-            self._child.readv(padding.start, [memory[:block]])
+            self._fill_block("head", padding.start, memory[:block])
         if padding.tail and (padding.length > block or not padding.head):
             last = padding.length - block
-            self._child.readv(padding.start + last, [memory[last:]])
+            self._fill_block("tail", padding.start + last, memory[last:])
         _gather(vector, memory[padding.head : padding.length - padding.tail])
-        self._child.writev(padding.start, [memory])
+        self.child.writev(padding.start, [memory])
+
+    def _fill_block(self, which: str, offset: int, memory: memoryview) -> None:
+        """Read a block of which the request changes a part."""
+        self._announce(f"pwritev_rmw_{which}", offset)
+        self.child.readv(offset, [memory])
+        self._announce(f"pwritev_rmw_after_{which}", offset)
+
+    def _announce(self, event: str, offset: int) -> None:
+        if self.sink is not None:
+            self.sink(self, event, {"offset": offset, "length": self._alignment})
 
     def _cut_growth(self, size: int) -> None:
         """A padded write behind the end of a file made the file longer than anyone asked."""
-        if self._child.size > size and self._child.grows_zeroed:
-            self._child.truncate(size)
+        if self.child.size > size and self.child.grows_zeroed:
+            self.child.truncate(size)
 
-    def _piece(self, offset: int, length: int) -> Padding:
-        limit = BOUNCE_SIZE - offset % self._alignment
-        return pad(offset, min(length, limit), self._alignment)
+    # --- zeroing and the rest -------------------------------------------------------------------
 
     def zero(self, offset: int, length: int, flags: int = 0) -> None:
         """Whole blocks by the child's means; the ends are written."""
         start = align_up(offset, self._alignment)
         end = align_down(offset + length, self._alignment)
+        if flags & NO_FALLBACK and (start > offset or end < offset + length):
+            raise NotSupported("Zeroing a part of a block means writing it")
         if start >= end:
-            self.writev(offset, [memoryview(bytes(length))])
+            self.writev(offset, zero_vector(length))
             return
-        self._child.zero(start, end - start, flags)
+        with self._locked(start, end):
+            self.child.zero(start, end - start, flags)
         if offset < start:
-            self.writev(offset, [memoryview(bytes(start - offset))])
+            self.writev(offset, zero_vector(start - offset))
         if end < offset + length:
-            self.writev(end, [memoryview(bytes(offset + length - end))])
+            self.writev(end, zero_vector(offset + length - end))
 
     def discard(self, offset: int, length: int) -> None:
         """Whole blocks only."""
         start = align_up(offset, self._alignment)
         end = align_down(offset + length, self._alignment)
         if start < end:
-            self._child.discard(start, end - start)
-
-    def flush(self) -> None:
-        """Flush the child."""
-        self._child.flush()
+            with self._locked(start, end):
+                self.child.discard(start, end - start)
 
     def truncate(self, size: int, preallocation: str = "off") -> None:
         """Resize the child."""
-        self._child.truncate(size, preallocation)
-
-    def info(self) -> dict[str, Any]:
-        """As the child."""
-        return self._child.info()
+        with self._locked(min(size, self.child.size), INT64_MAX):
+            self.child.truncate(size, preallocation)
 
 
 def _scatter(source: memoryview, vector: Vector) -> None:

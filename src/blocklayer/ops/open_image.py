@@ -15,6 +15,7 @@ def open_disk(
     format: str | None = None,
     cache: str = "writeback",
     discard: str = "ignore",
+    detect_zeroes: str = "off",
     locking: str = "auto",
     force_share: bool = False,
     backing_chain: bool = True,
@@ -27,6 +28,7 @@ def open_disk(
                    content others control: a guest could write another format's signature.
     cache          writeback, none, writethrough, directsync or unsafe, as ``qemu-img -t``
     discard        ``ignore`` (default) or ``unmap``
+    detect_zeroes  ``off`` (default), ``on``, or ``unmap``: writes of zeroes store nothing
     locking        auto, on or off: locks that QEMU understands
     force_share    read although somebody else writes (``-U``)
     backing_chain  open backing files too; without them, what they hold reads as zeroes
@@ -45,7 +47,7 @@ def open_disk(
         force_share=force_share,
         backing_chain=backing_chain,
     )
-    return open_with(name, flags, format=format, discard=discard)
+    return open_with(name, flags, format=format, discard=discard, detect_zeroes=detect_zeroes)
 
 
 def open_with(
@@ -54,11 +56,17 @@ def open_with(
     *,
     format: str | None = None,
     discard: str = "ignore",
+    detect_zeroes: str = "off",
 ) -> Disk:
     """Open with flags that are made already."""
     node = Opener(flags).open_name(name, format)
     try:
-        return Disk(node, writethrough=flags.cache.writethrough, discard=discard)
+        return Disk(
+            node,
+            writethrough=flags.cache.writethrough,
+            discard=discard,
+            detect_zeroes=detect_zeroes,
+        )
     except BaseException:
         node.close()
         raise

@@ -267,6 +267,14 @@ class QedNode(FormatNode):
             raise
         return plan
 
+    def can_merge(self, offset: int, length: int) -> bool:
+        """A gap in a cluster that is unallocated over nothing, or a zero cluster."""
+        within = self.geometry.in_cluster(offset)
+        if within + length > self.cluster_size or not within:
+            return False
+        kind = self.map(offset, 1)[0]
+        return kind == ZERO or (kind == BACKING and self.backing is None)
+
     def plan_zero(self, offset: int, length: int) -> WritePlan | None:
         """Clusters without a place become zero clusters."""
         if self.map(offset, 1)[0] == DATA:

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dirty bitmaps: which granules of a disk were written since somebody looked.
+
+Marking rounds wide (a granule touched is dirty), clearing rounds narrow (a granule is clean only if
+all of it is cleared). The bits are a compressed bitmap of the pyroaring library, so that a bitmap
+of a petabyte costs what is dirty in it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from blocklayer.base.align import is_power_of_two
+from blocklayer.base.errors import InvalidArgument
+from blocklayer.base.units import GiB, KiB
+
+GRANULARITY_MIN = 512
+GRANULARITY_MAX = 2 * GiB
+GRANULARITY_DEFAULT = 64 * KiB
+
+
+class Bitmap:
+    """A set of granules of a disk of `size` bytes; thread-safe."""
+
+    def __init__(self, size: int, granularity: int = GRANULARITY_DEFAULT) -> None:
+        if not GRANULARITY_MIN <= granularity <= GRANULARITY_MAX or not is_power_of_two(
+            granularity
+        ):
+            raise InvalidArgument(
+                f"Granularity must be a power of 2 from {GRANULARITY_MIN} to {GRANULARITY_MAX}"
+            )
+        from pyroaring import BitMap64
+
+        self.size = size
+        self.granularity = granularity
+        self._shift = granularity.bit_length() - 1
+        self._lock = threading.Lock()
+        self._bits: Any = BitMap64()
+
+    def set(self, offset: int, length: int) -> None:
+        """Mark every granule that the range touches."""
+        if length:
+            with self._lock:
+                self._bits.add_range(offset >> self._shift, self._granule_up(offset + length))
+
+    def clear(self, offset: int = 0, length: int | None = None) -> None:
+        """Unmark every granule that lies wholly in the range (the last one may be cut short)."""
+        end = self.size if length is None else offset + length
+        first = self._granule_up(offset)
+        last = self._granule_up(end) if end >= self.size else end >> self._shift
+        if first < last:
+            with self._lock:
+                self._bits.remove_range(first, last)
+
+    def _granule_up(self, offset: int) -> int:
+        return (offset + self.granularity - 1) >> self._shift
+
+    def is_set(self, offset: int) -> bool:
+        """Whether the granule of `offset` is marked."""
+        return (offset >> self._shift) in self._bits
+
+    def all_set(self, offset: int, length: int) -> bool:
+        """Whether every granule that the range touches is marked."""
+        first, end = offset >> self._shift, self._granule_up(offset + length)
+        with self._lock:
+            return bool(self._bits.contains_range(first, end))
+
+    @property
+    def count(self) -> int:
+        """Bytes marked, in whole granules."""
+        return len(self._bits) << self._shift
+
+    def runs(self, start: int = 0) -> Iterator[tuple[int, int]]:
+        """(offset, length) of marked runs from `start`, clipped to the disk.
+
+        Changes made meanwhile may or may not be seen.
+        """
+        position = start >> self._shift
+        while True:
+            with self._lock:
+                first = self._next(position, marked=True)
+                end = None if first is None else self._next(first, marked=False)
+            if first is None or first << self._shift >= self.size:
+                return
+            assert end is not None
+            offset = first << self._shift
+            yield offset, min(end << self._shift, self.size) - offset
+            position = end
+
+    def _next(self, position: int, *, marked: bool) -> int | None:
+        """The first granule from `position` that is marked, or is not; holds the lock."""
+        bits = self._bits
+        if marked:
+            return next(iter(bits.iter_equal_or_larger(position)), None)
+        # Doubling, then halving: runs may be millions of granules long.
+        step = 1
+        while bits.contains_range(position, position + step):
+            position += step
+            step *= 2
+        while step > 1:
+            step //= 2
+            if bits.contains_range(position, position + step):
+                position += step
+        return position
+
+    def merge(self, other: Bitmap) -> None:
+        """Mark everything that `other` marks; granularities may differ."""
+        if other.granularity == self.granularity:
+            with self._lock:
+                self._bits |= other._bits
+            return
+        for offset, length in other.runs():
+            self.set(offset, length)
+
+    def resize(self, size: int) -> None:
+        """The disk has another size: granules behind it are forgotten, new ones are clean."""
+        with self._lock:
+            if size < self.size and self._bits:
+                end = max(self._granule_up(size), self._bits.max() + 1)
+                self._bits.remove_range(self._granule_up(size), end)
+            self.size = size
+
+
+class DirtyBitmap(Bitmap):
+    """A bitmap with a name that records a disk's writes while it is enabled."""
+
+    def __init__(
+        self, name: str, size: int, granularity: int = GRANULARITY_DEFAULT, *, enabled: bool = True
+    ) -> None:
+        if not name:
+            raise InvalidArgument("Bitmap name cannot be empty")
+        if len(name.encode()) > 1023:
+            raise InvalidArgument("Bitmap name too long: more than 1023 bytes")
+        super().__init__(size, granularity)
+        self.name = name
+        self.enabled = enabled
+
+    def record(self, offset: int, length: int) -> None:
+        """A write has happened."""
+        if self.enabled:
+            self.set(offset, length)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base of filters: the same bytes as the child's, with some other behaviour.
+
+Everything is passed on; a filter overrides what it is there for. Events of the parent are passed on
+as well, so that a listener hears them wherever it stands in a stack of filters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blocklayer.base.buffers import Vector
+from blocklayer.base.extent import DATA
+from blocklayer.core.node import Mapped, Node
+
+
+class FilterNode(Node):
+    """Passes requests on to one child."""
+
+    def __init__(self, child: Node, *, role: str = "file") -> None:
+        super().__init__(child.filename, read_only=child.read_only)
+        self.child = child
+        self.limits.opt_transfer = child.limits.opt_transfer
+        self.limits.zero_alignment = child.limits.zero_alignment
+        self.attach(**{role: child})
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """As the child."""
+        return self.child.size
+
+    @property
+    def grows_zeroed(self) -> bool:
+        """As the child."""
+        return self.child.grows_zeroed
+
+    @property
+    def hears(self) -> bool:  # type: ignore[override]
+        """As the child."""
+        return self.child.hears
+
+    def on_event(self, node: Node, name: str, fields: dict[str, Any]) -> None:
+        """Let the child hear."""
+        self.child.on_event(node, name, fields)
+
+    def map(self, offset: int, length: int) -> Mapped:
+        """The same bytes, one node further down."""
+        return DATA, length, self.child, offset
+
+    def readv(self, offset: int, vector: Vector) -> None:
+        """Read from the child."""
+        self.child.readv(offset, vector)
+
+    def writev(self, offset: int, vector: Vector) -> None:
+        """Write to the child."""
+        self.child.writev(offset, vector)
+
+    def zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Zero by the child's means."""
+        self.child.zero(offset, length, flags)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Discard in the child."""
+        self.child.discard(offset, length)
+
+    def flush(self) -> None:
+        """Flush the child."""
+        self.child.flush()
+
+    def truncate(self, size: int, preallocation: str = "off") -> None:
+        """Resize the child."""
+        self.child.truncate(size, preallocation)
+
+    def info(self) -> dict[str, Any]:
+        """As the child."""
+        return self.child.info()

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running a batch: after it every request is done, or has failed with its own error.
+
+A failure of a merged write is reported to each of its parts; independent requests still run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from blocklayer.base.errors import BlocklayerError, InvalidArgument
+from blocklayer.core import io as core_io
+from blocklayer.core.batch import (
+    DISCARD,
+    FLUSH,
+    READ,
+    WRITE,
+    WRITE_ZEROES,
+    MergedRun,
+    Request,
+    merge_writes,
+    phases,
+)
+from blocklayer.core.node import NO_FALLBACK, UNMAP, FormatNode
+
+if TYPE_CHECKING:
+    from blocklayer.core.disk import Disk
+
+
+def run_batch(disk: Disk, requests: Sequence[Request]) -> int:
+    """Run requests inside a tracked request of the disk; how many writes were merged away."""
+    merged = 0
+    for phase in phases(requests):
+        writes = [request for request in phase if request.kind == WRITE]
+        others = [request for request in phase if request.kind != WRITE]
+        merged += _run_writes(disk, writes)
+        for request in others:
+            _run_one(disk, request)
+        changing = [r for r in phase if r.fua and r.error is None and r.kind != READ]
+        if changing and (failure := attempt(disk.node.flush)) is not None:
+            for request in changing:
+                request.error = failure
+    return merged
+
+
+def attempt(action: Callable[..., object], *arguments: object) -> BlocklayerError | None:
+    """Call `action`; the package's error if it fails with one."""
+    try:
+        action(*arguments)
+    except BlocklayerError as error:
+        return error
+    return None
+
+
+def _run_one(disk: Disk, request: Request) -> None:
+    action = _ACTIONS.get(request.kind)
+    if action is None:
+        request.error = InvalidArgument(f"Unknown request kind '{request.kind}'")
+    else:
+        request.error = attempt(action, disk, request)
+
+
+def _read(disk: Disk, request: Request) -> None:
+    disk.check_range("read", request.offset, request.length)
+    view = request.view
+    buffer = bytearray(request.length) if view is None else None
+    if buffer is not None:
+        view = memoryview(buffer)
+    if request.length and view is not None:
+        disk.node.readv(request.offset, [view])
+    if buffer is not None:
+        request.result = bytes(buffer)
+
+
+def _write_zeroes(disk: Disk, request: Request) -> None:
+    disk.check_write("write_zeroes", request.offset, request.length)
+    flags = (UNMAP if request.unmap else 0) | (NO_FALLBACK if request.no_fallback else 0)
+    if request.length:
+        with disk.recorded(request.offset, request.length):
+            core_io.zero_range(disk.node, request.offset, request.length, flags)
+
+
+def _discard(disk: Disk, request: Request) -> None:
+    disk.check_write("discard", request.offset, request.length)
+    if request.length and disk.discard_mode == "unmap":
+        with disk.recorded(request.offset, request.length):
+            disk.node.discard(request.offset, request.length)
+
+
+def _flush(disk: Disk, request: Request) -> None:
+    disk.node.flush()
+
+
+_ACTIONS: dict[str, Callable[[Disk, Request], None]] = {
+    READ: _read,
+    WRITE_ZEROES: _write_zeroes,
+    DISCARD: _discard,
+    FLUSH: _flush,
+}
+
+
+# --- writes ---------------------------------------------------------------------------------------
+
+
+def _run_writes(disk: Disk, requests: list[Request]) -> int:
+    valid = []
+    for request in requests:
+        request.error = attempt(disk.check_write, "write", request.offset, request.length)
+        if request.error is None:
+            assert request.view is not None
+            valid.append((request.offset, request.view, request))
+    if not valid:
+        return 0
+    runs = merge_writes([(offset, view) for offset, view, _ in valid])
+    for run, error in zip(runs, write_merged(disk, runs), strict=True):
+        if error is not None:
+            for owner in run.owners:
+                request = valid[owner][2]
+                request.error = request.error or error
+    return sum(len(run.owners) for run in runs) - len(runs)
+
+
+def write_merged(disk: Disk, runs: list[MergedRun]) -> list[BlocklayerError | None]:
+    """Write merged runs: zeroes by their own verb, what has a place inline, the rest together."""
+    errors: list[BlocklayerError | None] = [None] * len(runs)
+    rest: list[int] = []
+    for index, run in enumerate(runs):
+        if disk.write_inline(run):
+            continue
+        try:
+            disk.begin_recorded(run.offset, run.length)
+            if not disk.write_if_zero(run):
+                rest.append(index)
+        except BlocklayerError as error:
+            errors[index] = error
+    if rest:
+        _write_rest(disk, runs, rest, errors)
+    return errors
+
+
+def _write_rest(
+    disk: Disk, runs: list[MergedRun], rest: list[int], errors: list[BlocklayerError | None]
+) -> None:
+    node = disk.node
+    try:
+        if isinstance(node, FormatNode) and type(node).writev is FormatNode.writev:
+            found = core_io.write_runs(node, [(runs[i].offset, runs[i].vector) for i in rest])
+        else:
+            found = [attempt(node.writev, runs[i].offset, runs[i].vector) for i in rest]
+        for index, error in zip(rest, found, strict=True):
+            errors[index] = error
+    finally:
+        for index in rest:
+            disk.end_recorded(runs[index].offset, runs[index].length)
