@@ -41,7 +41,8 @@ SPDX = "# SPDX-License-Identifier: Apache-2.0"
 
 def imports_point_down(source: Source) -> Iterator[Finding]:
     """No layer knows one above it, and no driver another: drivers are found by name."""
-    layer = source.layer
+    # `python -m blocklayer` is the command under another name.
+    layer = "cli" if source.module == f"{PACKAGE}.__main__" else source.layer
     if layer not in MAY_IMPORT:
         yield 1, f"a layer without a place: name {layer!r} in MAY_IMPORT"
         return

@@ -11,11 +11,13 @@ Names are imported when they are first used, so that `import blocklayer` costs n
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from blocklayer._version import __version__
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any
+
     from blocklayer.base.errors import (
         BlocklayerError,
         Cancelled,

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from typing import Any, TypeAlias
 
-Buffer: TypeAlias = Any
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+Buffer: TypeAlias = "Any"
 """Anything that supports the buffer protocol (typing has no name for it before Python 3.12)."""
 
 Vector: TypeAlias = list[memoryview]

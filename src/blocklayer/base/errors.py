@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import errno as _errno
 import os
-from dataclasses import dataclass
-from typing import Any, ClassVar
+
+from blocklayer.base.record import Record
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
 
 
 def _rebuild(cls: type[BlocklayerError], fields: dict[str, Any]) -> BlocklayerError:
@@ -23,8 +27,7 @@ def _rebuild(cls: type[BlocklayerError], fields: dict[str, Any]) -> BlocklayerEr
     return error
 
 
-@dataclass(eq=False)
-class BlocklayerError(Exception):
+class BlocklayerError(Record, Exception, eq=False):
     """Base of all errors of this package; `message` says everything a person needs."""
 
     message: str
@@ -41,19 +44,19 @@ class BlocklayerError(Exception):
         return _rebuild, (type(self), dict(vars(self)))
 
 
-class InvalidArgument(BlocklayerError):
+class InvalidArgument(BlocklayerError, eq=False):
     """An option, name, size or offset that no image could satisfy."""
 
     errno = _errno.EINVAL
 
 
-class OutOfRange(BlocklayerError):
+class OutOfRange(BlocklayerError, eq=False):
     """A request that does not lie within the disk."""
 
     errno = _errno.EIO
 
 
-class NotSupported(BlocklayerError):
+class NotSupported(BlocklayerError, eq=False):
     """The driver or the system cannot do this.
 
     For zeroing and discarding it is not final: the request gate falls back to writing.
@@ -62,33 +65,31 @@ class NotSupported(BlocklayerError):
     errno = _errno.ENOTSUP
 
 
-class ReadOnly(BlocklayerError):
+class ReadOnly(BlocklayerError, eq=False):
     """A change was asked of something opened read-only."""
 
     errno = _errno.EACCES
 
 
-class Closed(BlocklayerError):
+class Closed(BlocklayerError, eq=False):
     """The disk or node was used after it was closed."""
 
     errno = _errno.EBADF
 
 
-class Cancelled(BlocklayerError):
+class Cancelled(BlocklayerError, eq=False):
     """The caller asked a long operation to stop, and it did."""
 
     errno = _errno.ECANCELED
 
 
-@dataclass(eq=False)
-class _OnFile(BlocklayerError):
+class _OnFile(BlocklayerError, eq=False):
     """An error about one file."""
 
     filename: str
 
 
-@dataclass(eq=False)
-class OpenError(_OnFile):
+class OpenError(_OnFile, eq=False):
     """An image could not be opened; `message` says why."""
 
     code: int = _errno.EINVAL
@@ -101,46 +102,45 @@ class OpenError(_OnFile):
         return self.code
 
 
-class CreateError(_OnFile):
+class CreateError(_OnFile, eq=False):
     """An image could not be created; nothing was left behind."""
 
     template = "{filename}: {message}"
     errno = _errno.EINVAL
 
 
-class FormatError(_OnFile):
+class FormatError(_OnFile, eq=False):
     """The file is not a valid image of its format: a header field is wrong or not supported."""
 
     template = "{message}"
     errno = _errno.EINVAL
 
 
-class TruncatedImage(FormatError):
+class TruncatedImage(FormatError, eq=False):
     """A part of the image lies beyond the end of its file."""
 
 
-class CorruptImage(FormatError):
+class CorruptImage(FormatError, eq=False):
     """A table of the image holds something impossible."""
 
     errno = _errno.EINVAL
 
 
-class ChainError(_OnFile):
+class ChainError(_OnFile, eq=False):
     """The backing chain is a loop, or absurdly deep."""
 
     template = "{message}"
     errno = _errno.ELOOP
 
 
-class LockError(_OnFile):
+class LockError(_OnFile, eq=False):
     """Another process uses the image in a way that excludes this one."""
 
     template = "{message}\nIs another process using the image [{filename}]?"
     errno = _errno.EAGAIN
 
 
-@dataclass(eq=False)
-class IoError(_OnFile):
+class IoError(_OnFile, eq=False):
     """The operating system failed a request.
 
     `operation` is read, write, flush …; `offset` and `length` are bytes, -1 where there are none.

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Final
 
 # Kinds of mapping. Plain integers: `map` is on the hot path, where an enum costs ten times more.
 DATA: Final = 1
@@ -19,7 +20,6 @@ OPAQUE: Final = 4
 KIND_NAMES: Final = {DATA: "data", ZERO: "zero", BACKING: "backing", OPAQUE: "opaque"}
 
 
-@dataclass(frozen=True, slots=True)
 class Extent:
     """A run of guest bytes with one answer.
 
@@ -32,14 +32,71 @@ class Extent:
     filename         the file that holds it, or None
     """
 
-    offset: int
-    length: int
-    data: bool
-    zero: bool
-    present: bool
-    depth: int
-    host_offset: int | None = None
-    filename: str | None = None
+    __slots__ = (
+        "data",
+        "depth",
+        "filename",
+        "host_offset",
+        "length",
+        "offset",
+        "present",
+        "zero",
+    )
+
+    def __init__(
+        self,
+        offset: int,
+        length: int,
+        data: bool,
+        zero: bool,
+        present: bool,
+        depth: int,
+        host_offset: int | None = None,
+        filename: str | None = None,
+    ) -> None:
+        self.offset = offset
+        self.length = length
+        self.data = data
+        self.zero = zero
+        self.present = present
+        self.depth = depth
+        self.host_offset = host_offset
+        self.filename = filename
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Extent) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        place = "" if self.host_offset is None else f" at {self.host_offset:#x} in {self.filename}"
+        return f"<Extent {self.offset:#x}+{self.length:#x} {self.status} depth {self.depth}{place}>"
+
+    def moved(self, offset: int) -> Extent:
+        """The same extent at another guest offset."""
+        return self.part(self.offset, self.length, offset)
+
+    def part(self, start: int, length: int, offset: int | None = None) -> Extent:
+        """`length` bytes from guest offset `start`, which `offset` may rename."""
+        host = self.host_offset
+        return Extent(
+            start if offset is None else offset,
+            length,
+            self.data,
+            self.zero,
+            self.present,
+            self.depth,
+            None if host is None else host + start - self.offset,
+            self.filename,
+        )
+
+    def joined(self, following: Extent) -> Extent:
+        """This extent and the one that follows it as one."""
+        return self.part(self.offset, self.length + following.length)
 
     @property
     def end(self) -> int:

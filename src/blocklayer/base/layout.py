@@ -16,8 +16,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self, overload
+
+from blocklayer.base.record import Record
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any, ClassVar, Self, overload
 
 
 class Field:
@@ -53,15 +57,18 @@ class Field:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> Field: ...
-    @overload
-    def __get__(self, instance: object, owner: type) -> int: ...
-    def __get__(self, instance: object | None, owner: type) -> Field | int:
-        if instance is None:
-            return self
-        value: int = instance.__dict__[self.name]
-        return value
+    if TYPE_CHECKING:
+
+        @overload
+        def __get__(self, instance: None, owner: type) -> Field: ...
+        @overload
+        def __get__(self, instance: object, owner: type) -> int: ...
+        def __get__(self, instance: object | None, owner: type) -> Field | int: ...
+
+    else:
+
+        def __get__(self, instance, owner):
+            return self if instance is None else instance.__dict__[self.name]
 
     def __set__(self, instance: object, value: int) -> None:
         if not 0 <= value < 1 << (8 * self.size):
@@ -89,8 +96,7 @@ def u64(unit: str, bits: Mapping[int, str] | None = None) -> Field:
     return Field("Q", unit, bits)
 
 
-@dataclass(frozen=True, slots=True)
-class FieldInfo:
+class FieldInfo(Record, frozen=True):
     """A described field: what a dump or a fuzzer needs."""
 
     name: str

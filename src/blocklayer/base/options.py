@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from blocklayer.base.errors import InvalidArgument
 
-OptionTree = dict[str, Any]
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+OptionTree: TypeAlias = "dict[str, Any]"
 """Options by name; a child node's options are a tree of their own."""
+
+OPTIONS_DEPTH_MAX = 250
+"""Levels of an option tree: deeper ones are an attempt to exhaust the stack."""
 
 
 def split_options(text: str) -> list[tuple[str, str]]:
@@ -21,13 +26,16 @@ def split_options(text: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def nest(flat: OptionTree) -> OptionTree:
+def nest(flat: OptionTree, *, depth: int = 0) -> OptionTree:
     """``{"file.filename": x}`` as ``{"file": {"filename": x}}``, at every depth."""
     tree: OptionTree = {}
     for key, value in flat.items():
-        if isinstance(value, dict):
-            value = nest(value)
         *path, last = key.split(".")
+        level = depth + len(path) + 1
+        if level > OPTIONS_DEPTH_MAX:
+            raise InvalidArgument(f"Options are nested deeper than {OPTIONS_DEPTH_MAX} levels")
+        if isinstance(value, dict):
+            value = nest(value, depth=level)
         branch = tree
         for step in path:
             branch = branch.setdefault(step, {})

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from blocklayer.base.errors import Cancelled
+from blocklayer.base.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Record, frozen=True):
     """How far an operation is, in bytes of its own work: `done` never runs backwards."""
 
     operation: str

@@ -25,10 +25,12 @@ def parse_size(text: str | int, what: str = "size") -> int:
     Suffixes are powers of 1024 and case does not matter, as in qemu-img.
     `what` names the quantity in the error.
     """
-    if isinstance(text, int):
+    if isinstance(text, int) and not isinstance(text, bool):
         value = text
-    else:
+    elif isinstance(text, str):
         value = _parse_size_text(text.strip(), what)
+    else:
+        raise InvalidArgument(f"Invalid {what} '{text}': give bytes, as a number or as text")
     if not 0 <= value <= INT64_MAX:
         raise InvalidArgument(f"Invalid {what} '{text}': must be between 0 and {INT64_MAX} bytes")
     return value

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from blocklayer.base.record import Record, fresh
 
 PROBLEMS_KEPT = 1000
 """Problems described one by one; more are counted only, so that no image fills memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
+class Repair(Record, frozen=True):
     """What a check may change."""
 
     leaks: bool = False
@@ -20,8 +19,7 @@ class Repair:
         return self.leaks or self.errors
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Record, frozen=True):
     """One finding.
 
     kind      ``corruption``, ``leak`` or ``error`` (something could not be read)
@@ -38,8 +36,7 @@ class Problem:
     offset: int | None = None
 
 
-@dataclass(slots=True)
-class CheckResult:
+class CheckResult(Record):
     """Counts as qemu-img has them, and the problems themselves."""
 
     filename: str
@@ -52,7 +49,7 @@ class CheckResult:
     total_clusters: int = 0
     allocated_clusters: int = 0
     fragmented_clusters: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = fresh(factory=list)
 
     @property
     def clean(self) -> bool:

@@ -64,11 +64,9 @@ class Concatenation:
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
         """The disks' extents, moved to where each disk starts; always of everything."""
-        from dataclasses import replace
-
         for start, disk in zip(self._starts, self._disks, strict=False):
             for extent in disk.extents():
-                yield replace(extent, offset=extent.offset + start)
+                yield extent.moved(extent.offset + start)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Read across the borders of disks."""

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
 
 from blocklayer.base.buffers import Buffer, Vector, byte_view
 from blocklayer.base.errors import InvalidArgument, OutOfRange, ReadOnly
@@ -23,7 +22,10 @@ from blocklayer.core import mapping
 from blocklayer.core.detect import write_detecting
 from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Lookup, Node
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any, Self
+
     from blocklayer.core.batch import MergedRun, Request
     from blocklayer.core.bitmap import DirtyBitmap
     from blocklayer.core.hooks import BeforeWrite, WriteHooks

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.errors import InvalidArgument
-from blocklayer.base.options import OptionTree
+from blocklayer.base.record import Record
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any
+
+    from blocklayer.base.options import OptionTree
     from blocklayer.core.node import Node
     from blocklayer.core.opening import Opener
 
@@ -20,8 +22,7 @@ FORMAT = "format"
 FILTER = "filter"
 
 
-@dataclass(frozen=True, slots=True)
-class CreateOption:
+class CreateOption(Record, frozen=True):
     """An option of `create`: its name and what `-o help` says of it."""
 
     name: str
@@ -30,8 +31,7 @@ class CreateOption:
     default: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Driver:
+class Driver(Record, frozen=True):
     """What a driver module offers under the name DRIVER.
 
     open      (opener, options) -> node; takes what it knows out of `options`
@@ -90,9 +90,9 @@ PROBE_LENGTH = 512
 """Bytes at the start of an image that probing looks at."""
 
 
-def load(name: str) -> Driver:
+def load(name: object) -> Driver:
     """The driver called `name`. Raises `InvalidArgument` for names nobody has."""
-    module = _MODULES.get(name)
+    module = _MODULES.get(name) if isinstance(name, str) else None
     if module is None:
         raise InvalidArgument(f"Unknown driver '{name}'")
     driver: Driver = importlib.import_module(module).DRIVER

@@ -8,16 +8,17 @@ while somebody listens.
 
 from __future__ import annotations
 
-import fnmatch
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TextIO
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any, TextIO, TypeAlias
+
     from blocklayer.core.node import Node
 
-Sink = Callable[["Node", str, dict[str, Any]], None]
+Sink: TypeAlias = "Callable[[Node, str, dict[str, Any]], None]"
 """Called with the announcing node, the event's name and its fields; may raise to inject a fault."""
 
 _tracers: list[Sink] = []
@@ -58,6 +59,8 @@ class Tracer:
 
     def __call__(self, node: Node, name: str, fields: dict[str, Any]) -> None:
         """Print one line: seconds since the tracer was made, event, file, fields."""
+        import fnmatch  # behind it is re, which costs start-up time
+
         full_name = f"{node.driver}_{name}"
         if not fnmatch.fnmatchcase(full_name, self._pattern):
             return

@@ -7,11 +7,13 @@ as well, so that a listener hears them wherever it stands in a stack of filters.
 
 from __future__ import annotations
 
-from typing import Any
-
 from blocklayer.base.buffers import Vector
 from blocklayer.base.extent import DATA
 from blocklayer.core.node import Mapped, Node
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class FilterNode(Node):

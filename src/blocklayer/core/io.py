@@ -9,8 +9,6 @@ node (see `core/requests`); ranges are inside the node.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import (
@@ -27,6 +25,10 @@ from blocklayer.base.extent import BACKING, DATA, ZERO
 from blocklayer.base.units import GiB, MiB
 from blocklayer.core.mapping import reads_as_zero
 from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Node, WritePlan
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
 ALLOCATION_PIECE = 64 * MiB
 """Most guest bytes that one commit makes visible: bounds what a failed huge write leaks."""
@@ -99,7 +101,7 @@ def _write_placed(node: FormatNode, offset: int, vector: Vector, length: int) ->
     return done
 
 
-Run: TypeAlias = tuple[int, Vector]
+Run: TypeAlias = "tuple[int, Vector]"
 """Guest bytes to write at an offset."""
 
 
@@ -137,13 +139,15 @@ def _piece_size(node: FormatNode) -> int:
     return max(ALLOCATION_PIECE, node.cluster_size)
 
 
-@dataclass(slots=True)
 class _Placeless:
     """A piece that needs allocation, and the runs (by index) that it belongs to."""
 
-    owners: list[int]
-    offset: int
-    vector: Vector
+    __slots__ = ("offset", "owners", "vector")
+
+    def __init__(self, owners: list[int], offset: int, vector: Vector) -> None:
+        self.owners = owners
+        self.offset = offset
+        self.vector = vector
 
 
 def _allocate(

@@ -88,16 +88,7 @@ def extents(node: Node, offset: int, length: int, *, holes: bool = True) -> Iter
         if current is None:
             current = found
         elif found.follows(current):
-            current = Extent(
-                current.offset,
-                current.length + found.length,
-                current.data,
-                current.zero,
-                current.present,
-                current.depth,
-                current.host_offset,
-                current.filename,
-            )
+            current = current.joined(found)
         else:
             yield current
             current = found

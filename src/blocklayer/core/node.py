@@ -12,18 +12,20 @@ alignment; a protocol that needs alignment says so in `limits`, and `core/paddin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
 from weakref import WeakSet
 
 from blocklayer.base.buffers import Vector
 from blocklayer.base.errors import BlocklayerError, NotSupported
 from blocklayer.base.extent import DATA
+from blocklayer.base.record import Record
 from blocklayer.core.checking import CheckResult, Repair
 from blocklayer.core.events import Sink, combined_sink
 from blocklayer.core.requests import RangeLock, Tracker
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any, ClassVar, Final, TypeAlias
+
     from blocklayer.core.disk import Disk
     from blocklayer.core.hooks import WriteHooks
 
@@ -38,11 +40,11 @@ ALLOCATE: Final = 4
 Mapped: TypeAlias = "tuple[int, int, Node | None, int]"
 """(kind, length, child, host offset): child and host offset matter for DATA alone."""
 
-Lookup: TypeAlias = Callable[[int, int], int]
+Lookup: TypeAlias = "Callable[[int, int], int]"
 """(offset, length) -> host offset, or -1 where the inline path must not go."""
 
 
-class Inline(NamedTuple):
+class Inline(Record, frozen=True):
     """The licence for the inline path: a lookup in memory, and the descriptor it answers for."""
 
     read: Lookup
@@ -50,8 +52,7 @@ class Inline(NamedTuple):
     descriptor: int
 
 
-@dataclass(slots=True)
-class Limits:
+class Limits(Record):
     """What a node's requests must look like; bytes."""
 
     request_alignment: int = 1
@@ -162,7 +163,6 @@ class Node:
         return {}
 
 
-@dataclass(slots=True)
 class WritePlan:
     """Clusters that a format gives to one run of guest bytes.
 
@@ -175,17 +175,40 @@ class WritePlan:
     as zeroes already. For `zero` plans there is no space and no data: the clusters become zero.
     """
 
-    start: int
-    length: int
-    host: int
-    head: int = 0
-    tail: int = 0
-    copy_head: bool = False
-    copy_tail: bool = False
-    fresh: bool = False
-    zero: bool = False
-    may_be_visible: bool = False
-    """Its commit failed half way: the space may be in use, and must not be given out again."""
+    __slots__ = (
+        "copy_head",
+        "copy_tail",
+        "fresh",
+        "head",
+        "host",
+        "length",
+        "may_be_visible",
+        "start",
+        "tail",
+        "zero",
+    )
+
+    def __init__(
+        self,
+        start: int,
+        length: int,
+        host: int = 0,
+        *,
+        head: int = 0,
+        tail: int = 0,
+        zero: bool = False,
+    ) -> None:
+        self.start = start
+        self.length = length
+        self.host = host
+        self.head = head
+        self.tail = tail
+        self.copy_head = False
+        self.copy_tail = False
+        self.fresh = False
+        self.zero = zero
+        self.may_be_visible = False
+        """Its commit failed half way: the space may be in use, and must not be given out again."""
 
 
 class FormatNode(Node):

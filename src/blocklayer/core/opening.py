@@ -9,11 +9,7 @@ the same way, until a file without one. Loops and absurd depths end in `ChainErr
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
-from dataclasses import dataclass, field, replace
-from typing import Any
 
 from blocklayer.base.errors import (
     BlocklayerError,
@@ -23,20 +19,23 @@ from blocklayer.base.errors import (
     OpenError,
 )
 from blocklayer.base.options import OptionTree, nest, parse_bool
+from blocklayer.base.record import Record
 from blocklayer.core import drivers
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.padding import Padded
 
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
 CHAIN_DEPTH_MAX = 200
 """Layers of a backing chain: deeper ones are a mistake, or an attempt to exhaust descriptors."""
 
-_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*")
 
-FilenameLike = str | os.PathLike[str] | OptionTree
+FilenameLike: TypeAlias = "str | os.PathLike[str] | OptionTree"
 
 
-@dataclass(frozen=True, slots=True)
-class CacheMode:
+class CacheMode(Record, frozen=True):
     """How writes reach the disk: qemu-img's cache modes are combinations of these."""
 
     direct: bool = False
@@ -61,12 +60,11 @@ def cache_mode(name: str, what: str = "cache") -> CacheMode:
     return mode
 
 
-@dataclass(frozen=True, slots=True)
-class OpenFlags:
+class OpenFlags(Record, frozen=True):
     """What holds for a node and is inherited by its children."""
 
     read_only: bool = True
-    cache: CacheMode = field(default_factory=CacheMode)
+    cache: CacheMode = CacheMode()
     locking: str = "auto"
     force_share: bool = False
     backing_chain: bool = True
@@ -122,16 +120,14 @@ class Opener:
         options.pop("node-name", None)
         if "read-only" in options:
             read_only = parse_bool(options.pop("read-only"), "read-only")
-            flags = replace(flags, read_only=read_only or flags.backing_role)
+            flags = flags.replace(read_only=read_only or flags.backing_role)
         if "force-share" in options:
-            flags = replace(
-                flags, force_share=parse_bool(options.pop("force-share"), "force-share")
-            )
+            flags = flags.replace(force_share=parse_bool(options.pop("force-share"), "force-share"))
         cache = options.pop("cache", None)
         if isinstance(cache, dict):
             direct = parse_bool(cache.pop("direct", flags.cache.direct), "cache.direct")
             no_flush = parse_bool(cache.pop("no-flush", flags.cache.no_flush), "cache.no-flush")
-            flags = replace(flags, cache=replace(flags.cache, direct=direct, no_flush=no_flush))
+            flags = flags.replace(cache=flags.cache.replace(direct=direct, no_flush=no_flush))
             if cache:
                 raise InvalidArgument(f"Invalid parameter 'cache.{next(iter(cache))}'")
         elif cache is not None:
@@ -222,12 +218,11 @@ class Opener:
                 f"The backing chain of '{node.filename}' is deeper than {CHAIN_DEPTH_MAX} layers",
                 node.filename,
             )
-        flags = replace(
-            self.flags,
+        flags = self.flags.replace(
             read_only=True,
             backing_role=True,
             check=False,
-            cache=replace(self.flags.cache, writethrough=False),
+            cache=self.flags.cache.replace(writethrough=False),
         )
         return Opener(flags, chain=(*self.chain, identity or (-1, self.depth)))
 
@@ -262,7 +257,7 @@ def parse_name(name: FilenameLike) -> OptionTree:
     if text.startswith("null-co://"):
         return {"driver": "raw", "file": {"driver": "null"}}
     prefix = text.partition(":")[0]
-    if isinstance(name, str) and prefix != text and len(prefix) > 1 and _PROTOCOL.fullmatch(prefix):
+    if isinstance(name, str) and prefix != text and len(prefix) > 1 and _is_protocol(prefix):
         raise OpenError(
             f"Unknown protocol '{prefix}' (write 'file:{text}' for a file of this name)", text
         )
@@ -271,7 +266,16 @@ def parse_name(name: FilenameLike) -> OptionTree:
     return {"file": {"driver": "file", "filename": text}}
 
 
+def _is_protocol(prefix: str) -> bool:
+    """Whether the text before a colon could be a protocol's name, and not part of a file's."""
+    return (
+        prefix[0].isalpha() and prefix.isascii() and all(c.isalnum() or c in "+-._" for c in prefix)
+    )
+
+
 def _parse_json_name(text: str) -> OptionTree:
+    import json
+
     try:
         options = json.loads(text[5:])
     except (ValueError, RecursionError) as error:
@@ -308,7 +312,11 @@ def _shown_name(options: OptionTree) -> str:
     """A name for error messages about an option tree."""
     while isinstance(options.get("file"), dict):
         options = options["file"]
-    return str(options.get("filename", "")) or "json:" + json.dumps(options, default=str)
+    if options.get("filename"):
+        return str(options["filename"])
+    import json
+
+    return "json:" + json.dumps(options, default=str)
 
 
 def _as_open_error(error: BlocklayerError, filename: str) -> BlocklayerError:

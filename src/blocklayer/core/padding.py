@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import (
@@ -27,6 +26,7 @@ from blocklayer.base.buffers import (
     zero_vector,
 )
 from blocklayer.base.errors import NotSupported
+from blocklayer.base.record import Record
 from blocklayer.base.units import INT64_MAX, MiB
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import NO_FALLBACK, Node
@@ -35,7 +35,7 @@ BOUNCE_SIZE = MiB
 """Bytes of aligned memory a thread owns; larger requests are moved in pieces of it."""
 
 
-class Padding(NamedTuple):
+class Padding(Record, frozen=True):
     """A request widened to whole blocks; bytes."""
 
     start: int
@@ -54,8 +54,8 @@ def pad(offset: int, length: int, alignment: int) -> Padding:
 class _Bounce(threading.local):
     """One aligned buffer a thread. Each node has its own: a stack of filters may pad twice."""
 
-    def __init__(self) -> None:
-        self.view = memoryview(aligned_buffer(BOUNCE_SIZE))
+    def __init__(self, size: int) -> None:
+        self.view = memoryview(aligned_buffer(size))
 
 
 class Padded(FilterNode):
@@ -73,7 +73,7 @@ class Padded(FilterNode):
         self._alignment = child.limits.request_alignment
         limit = child.limits.max_transfer or BOUNCE_SIZE
         self._piece_max = max(min(BOUNCE_SIZE, align_down(limit, self._alignment)), self._alignment)
-        self._bounce = _Bounce()
+        self._bounce = _Bounce(max(BOUNCE_SIZE, self._alignment))
         self.limits.opt_transfer = max(self.limits.opt_transfer, self._alignment)
 
     # --- reading --------------------------------------------------------------------------------

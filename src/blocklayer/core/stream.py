@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING
 
 from blocklayer.base.buffers import Buffer, byte_view
 from blocklayer.base.errors import BlocklayerError
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from blocklayer.core.disk import Disk
 

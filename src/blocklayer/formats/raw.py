@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from blocklayer.base.align import align_up
 from blocklayer.base.buffers import Vector, vector_length
@@ -21,6 +20,10 @@ from blocklayer.core import drivers
 from blocklayer.core.drivers import FORMAT, CreateOption, Driver
 from blocklayer.core.node import FormatNode, Inline, Mapped, Node, WritePlan
 from blocklayer.core.opening import Opener
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class RawNode(FormatNode):

@@ -98,13 +98,11 @@ def zip_extents(one: Disk, two: Disk, length: int) -> Iterator[tuple[Extent, Ext
 
 
 def _until(extent: Extent, end: int) -> Extent:
-    return Extent(
-        extent.offset, end - extent.offset, extent.data, extent.zero, extent.present, extent.depth
-    )
+    return extent.part(extent.offset, end - extent.offset)
 
 
 def _from(extent: Extent, start: int) -> Extent:
-    return Extent(start, extent.end - start, extent.data, extent.zero, extent.present, extent.depth)
+    return extent.part(start, extent.end - start)
 
 
 def _difference(

@@ -7,7 +7,6 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
@@ -19,6 +18,10 @@ from blocklayer.core.node import FormatNode
 from blocklayer.core.opening import FilenameLike
 from blocklayer.ops.create import create as create_image
 from blocklayer.ops.open_image import open_disk
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
 
 SPARSE_SIZE_MAX = 16 * MiB
 

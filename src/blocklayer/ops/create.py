@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
 
 from blocklayer.base.errors import (
     BlocklayerError,
@@ -23,6 +22,10 @@ from blocklayer.core.opening import (
     OpenFlags,
     backing_path,
 )
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def create(

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Any
 
 from blocklayer.base.errors import ChainError, LockError, OpenError
+from blocklayer.base.record import Record, fresh
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.opening import (
     CHAIN_DEPTH_MAX,
@@ -18,9 +17,12 @@ from blocklayer.core.opening import (
     file_identity,
 )
 
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
 
-@dataclass(frozen=True, slots=True)
-class ImageInfo:
+
+class ImageInfo(Record, frozen=True):
     """Facts about an image; sizes in bytes, None for what does not apply.
 
     actual_size            bytes its file takes on the file system
@@ -37,7 +39,7 @@ class ImageInfo:
     backing_filename: str | None = None
     full_backing_filename: str | None = None
     backing_format: str | None = None
-    format_specific: dict[str, Any] = field(default_factory=dict)
+    format_specific: dict[str, Any] = fresh(factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """QEMU's ImageInfo: its names, and only the members that apply."""

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.units import parse_size
 from blocklayer.core import drivers
 from blocklayer.core.opening import FilenameLike
 from blocklayer.ops.open_image import open_disk
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ import errno
 import os
 import stat
 import threading
-from dataclasses import replace
-from typing import Any
 
 from blocklayer.base.buffers import Vector, fill_zero, slice_vector, vector_length
 from blocklayer.base.errors import InvalidArgument, IoError, NotSupported, OpenError
@@ -22,6 +20,10 @@ from blocklayer.core.drivers import PROTOCOL, Driver
 from blocklayer.core.node import Mapped, Node
 from blocklayer.core.opening import Opener, OpenFlags
 from blocklayer.protocols import file_locks, file_zero
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
 
 IOV_MAX = 1024
 """Buffers in one vectored call (Linux: UIO_MAXIOV)."""
@@ -297,7 +299,7 @@ def _open(opener: Opener, options: OptionTree) -> Node:
     aio = options.pop("aio", "threads")
     if aio not in ("threads", "native", "io_uring"):
         raise InvalidArgument(f"Invalid parameter 'aio': '{aio}'")
-    return FileNode(filename, replace(flags, locking=locking))
+    return FileNode(filename, flags.replace(locking=locking))
 
 
 DRIVER = Driver(name="file", kind=PROTOCOL, open=_open)

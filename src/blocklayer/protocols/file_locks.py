@@ -53,9 +53,9 @@ import os
 import struct
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from blocklayer.base.errors import BlocklayerError, IoError, LockError, NotSupported
+from blocklayer.base.record import Record
 
 try:
     import fcntl
@@ -99,8 +99,7 @@ class Permission(enum.IntFlag):
 _ALL = Permission(15)
 
 
-@dataclass(frozen=True, slots=True)
-class LockMode:
+class LockMode(Record, frozen=True):
     """What an open image is used for, and what others may use it for meanwhile."""
 
     used: Permission

@@ -34,7 +34,7 @@ class Abilities:
     """What the file system below one open file can do; True until it refuses."""
 
     def __init__(self) -> None:
-        self.zero_range = self.punch_hole = self.allocate = _fallocate_function() is not None
+        self.zero_range = self.punch_hole = self.allocate = True
         self.seek_data = hasattr(os, "SEEK_DATA")
 
 
@@ -52,11 +52,11 @@ def _fallocate_function():  # type: ignore[no-untyped-def]  # a ctypes function,
 
 
 def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
-    import ctypes
-
     function = _fallocate_function()
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    import ctypes
+
     while function(descriptor, mode, offset, length):
         code = ctypes.get_errno()
         if code != errno.EINTR:
@@ -71,7 +71,7 @@ def _try(
         return False
     try:
         _fallocate(descriptor, mode, offset, length)
-    except OSError as error:
+    except OSError as error:  # also where there is no fallocate at all
         if error.errno in _REFUSALS:
             setattr(abilities, rung, False)
             return False

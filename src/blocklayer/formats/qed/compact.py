@@ -13,10 +13,10 @@ are moved out of the way first.
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
 
 from blocklayer.formats.qed.layout import SLICE_ENTRIES, ZERO_CLUSTER
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from blocklayer.formats.qed.check import ClusterMap
     from blocklayer.formats.qed.driver import QedNode

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from blocklayer.base.align import align_up
 from blocklayer.base.errors import InvalidArgument, NotSupported
@@ -27,6 +26,10 @@ from blocklayer.formats.qed.layout import (
     is_cluster_size_valid,
     is_table_size_valid,
 )
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
 
 OPTIONS = (
     CreateOption("backing_file", "str", "File name of a base image"),

@@ -20,7 +20,6 @@ import time
 import weakref
 from array import array
 from collections.abc import Sequence
-from typing import Any
 
 from blocklayer.base.errors import (
     BlocklayerError,
@@ -54,6 +53,10 @@ from blocklayer.formats.qed.layout import (
     ZERO_CLUSTER,
 )
 from blocklayer.formats.qed.tables import Tables
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
 
 NEED_CHECK_IDLE_SECONDS = 5.0
 """Time after the last allocating write until the image is marked clean again."""

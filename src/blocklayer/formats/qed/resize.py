@@ -9,7 +9,6 @@ everything behind the old end is zero by then) or after (shrinking) the tables.
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
 
 from blocklayer.base.buffers import zero_vector
 from blocklayer.base.extent import ZERO
@@ -17,6 +16,7 @@ from blocklayer.core import io as core_io
 from blocklayer.core.checking import Repair
 from blocklayer.formats.qed.layout import SLICE_ENTRIES, UNALLOCATED, ZERO_CLUSTER
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from blocklayer.formats.qed.driver import QedNode
 

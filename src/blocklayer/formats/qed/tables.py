@@ -15,7 +15,6 @@ import sys
 from array import array
 from collections.abc import Iterator
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.errors import CorruptImage, TruncatedImage
@@ -29,6 +28,7 @@ from blocklayer.formats.qed.layout import (
     SLICE_ENTRIES,
 )
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from blocklayer.formats.qed.driver import QedNode
 
