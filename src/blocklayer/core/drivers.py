@@ -61,6 +61,9 @@ _MODULES = {
     "blkdebug": "blocklayer.filters.fault",
     "verify": "blocklayer.filters.verify",
     "blkverify": "blocklayer.filters.verify",
+    "copy_on_read": "blocklayer.filters.copy_on_read",
+    "copy-on-read": "blocklayer.filters.copy_on_read",
+    "throttle": "blocklayer.filters.throttle",
     "write_log": "blocklayer.filters.write_log",
     "blklogwrites": "blocklayer.filters.write_log",
 }
@@ -71,9 +74,8 @@ FORMATS = ("qed", "raw")
 _SIGNATURES = (("qed", 0, b"QED\0"),)
 
 _FOREIGN_SIGNATURES = (
-    ("qcow2", 0, b"QFI\xfb\x00\x00\x00\x02"),
-    ("qcow2", 0, b"QFI\xfb\x00\x00\x00\x03"),
     ("qcow", 0, b"QFI\xfb\x00\x00\x00\x01"),
+    ("qcow2", 0, b"QFI\xfb"),
     ("vmdk", 0, b"KDMV"),
     ("vmdk", 0, b"COWD"),
     ("vmdk", 0, b"# Disk DescriptorFile"),

@@ -23,7 +23,7 @@ from blocklayer.base.buffers import (
 from blocklayer.base.errors import BlocklayerError, NotSupported
 from blocklayer.base.extent import BACKING, DATA, ZERO
 from blocklayer.base.units import GiB, MiB
-from blocklayer.core.mapping import reads_as_zero
+from blocklayer.core.mapping import reads_as_zero, resolve
 from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Node, WritePlan
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 ALLOCATION_PIECE = 64 * MiB
 """Most guest bytes that one commit makes visible: bounds what a failed huge write leaks."""
+
+COPY_PIECE = MiB
+"""Bytes that copy-on-read copies with one commit."""
 
 ZERO_PIECE = 256 * GiB
 """Most guest bytes whose zeroing one commit makes visible."""
@@ -277,6 +280,59 @@ def _filling(node: FormatNode, offset: int, length: int, copy: bool, fresh: bool
     if fresh and is_zero(copied):
         return []
     return [memoryview(copied)]
+
+
+def copy_up(node: FormatNode, offset: int, length: int) -> None:
+    """Copy what lies below into this layer, in whole clusters: copy-on-read.
+
+    What no layer has stays as it is. Races with writers are settled by the range lock: what they
+    have allocated meanwhile is not touched.
+    """
+    start = align_down(offset, node.cluster_size)
+    end = min(align_up(offset + length, node.cluster_size), node.size)
+    while start < end:
+        extent = resolve(node, start, end - start, holes=False)
+        if extent.present and extent.depth > 0:
+            stop = min(align_up(extent.end, node.cluster_size), end)
+            _copy_clusters(node, start, min(stop, start + max(COPY_PIECE, node.cluster_size)))
+            start = min(stop, start + max(COPY_PIECE, node.cluster_size))
+        else:
+            start = max(start + node.cluster_size, align_down(extent.end, node.cluster_size))
+
+
+def _copy_clusters(node: FormatNode, start: int, end: int) -> None:
+    """Copy the clusters of a range that are still unallocated."""
+    locked = [(start, align_up(end, node.cluster_size))]
+    plans: list[WritePlan] = []
+    node.ranges.acquire(locked)
+    try:
+        while start < end:
+            kind, count, _, _ = node.map(start, end - start)
+            if kind == BACKING:
+                copied = bytearray(count)
+                read_below(node, start, [memoryview(copied)])
+                if is_zero(copied):
+                    _plan_zeroes(node, start, count, plans)
+                else:
+                    _write_piece(node, start, [memoryview(copied)], plans)
+            start += count
+        if plans:
+            node.commit_writes(plans)
+    except BaseException:
+        node.abandon_writes(plans)
+        raise
+    finally:
+        node.ranges.release(locked)
+
+
+def _plan_zeroes(node: FormatNode, start: int, length: int, plans: list[WritePlan]) -> None:
+    """Zero clusters for a run of clusters without a place."""
+    done = 0
+    while done < length:
+        plan = node.plan_zero(start + done, length - done)
+        assert plan is not None
+        plans.append(plan)
+        done += plan.length
 
 
 # --- zeroing and discarding ---------------------------------------------------------------------

@@ -28,7 +28,11 @@ def resolve(node: Node, offset: int, length: int, *, holes: bool = True) -> Exte
             return Extent(offset, length, False, True, False, depth)
         length = min(length, node.size - offset)
         if not isinstance(node, FormatNode):
-            return _storage_extent(node, offset, length, depth, offset)
+            below = _format_below(node, offset)
+            if below is None:
+                return _storage_extent(node, offset, length, depth, offset)
+            node = below
+            continue
         kind, count, child, host = node.map(offset, length)
         length = min(length, count)
         if kind == DATA:
@@ -46,6 +50,16 @@ def resolve(node: Node, offset: int, length: int, *, holes: bool = True) -> Exte
             length = min(length, node.backing.size - offset)
         node = node.backing
         depth += 1
+
+
+def _format_below(node: Node, offset: int) -> FormatNode | None:
+    """The format that a stack of filters stands on; filters are no layers of a chain."""
+    while not isinstance(node, FormatNode):
+        kind, _, child, place = node.map(offset, 1)
+        if kind != DATA or child is None or place != offset:
+            return None
+        node = child
+    return node
 
 
 def _storage_extent(node: Node, offset: int, length: int, depth: int, host: int) -> Extent:

@@ -16,6 +16,7 @@ from blocklayer.base.errors import (
     ChainError,
     FormatError,
     InvalidArgument,
+    LockError,
     OpenError,
 )
 from blocklayer.base.options import OptionTree, nest, parse_bool
@@ -26,11 +27,16 @@ from blocklayer.core.padding import Padded
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any, TypeAlias
+    from typing import TypeAlias
 
 CHAIN_DEPTH_MAX = 200
 """Layers of a backing chain: deeper ones are a mistake, or an attempt to exhaust descriptors."""
 
+NESTING_MAX = 20
+"""Nodes within nodes: options, or a backing file's name, can ask for any number of them."""
+
+NODES_MAX = 1000
+"""Nodes of one graph: layers that open further layers on two edges would double with each one."""
 
 FilenameLike: TypeAlias = "str | os.PathLike[str] | OptionTree"
 
@@ -78,10 +84,24 @@ class OpenFlags(Record, frozen=True):
 class Opener:
     """Opens one graph. Drivers get it, to open their children with what they inherit."""
 
-    def __init__(self, flags: OpenFlags, *, chain: tuple[tuple[int, int], ...] = ()) -> None:
+    def __init__(self, flags: OpenFlags) -> None:
         self.flags = flags
-        self.chain = chain
-        self.depth = len(chain)
+        self._chain: tuple[tuple[int, int], ...] = ()
+        """Identities of the images above, up to the top."""
+        self._nesting = 0
+        self._opened = [0]
+        """Nodes opened so far; one counter for the whole graph."""
+        self._layers_to_complete: list[_Layer] | None = None
+        """Where to leave layers whose backing file somebody else opens; None: open it here."""
+
+    def _derived(self, flags: OpenFlags) -> Opener:
+        """An opener for the same place with other flags."""
+        opener = Opener(flags)
+        opener._chain = self._chain
+        opener._nesting = self._nesting
+        opener._opened = self._opened
+        opener._layers_to_complete = self._layers_to_complete
+        return opener
 
     # --- names ----------------------------------------------------------------------------------
 
@@ -132,7 +152,7 @@ class Opener:
                 raise InvalidArgument(f"Invalid parameter 'cache.{next(iter(cache))}'")
         elif cache is not None:
             raise InvalidArgument("Invalid parameter 'cache'")
-        return self if flags is self.flags else Opener(flags, chain=self.chain)
+        return self if flags is self.flags else self._derived(flags)
 
     def _open_probed(self, options: OptionTree) -> Node:
         if "file" not in options and "filename" in options:
@@ -149,8 +169,10 @@ class Opener:
 
     def _finish(self, driver: drivers.Driver, options: OptionTree, guessed: bool) -> Node:
         """Let the driver open its node, then give it its backing file."""
-        backing_given = "backing" in options
-        backing = options.pop("backing", None)
+        self._opened[0] += 1
+        if self._opened[0] > NODES_MAX:
+            raise InvalidArgument(f"The image consists of more than {NODES_MAX} nodes")
+        backing = options.pop("backing", _AS_STORED)
         node = driver.open(self, options)
         try:
             if options:
@@ -158,8 +180,10 @@ class Opener:
             if isinstance(node, FormatNode):
                 if guessed:
                     node.probed = True
-                if self.flags.backing_chain:
-                    self._attach_backing(node, backing, given=backing_given)
+                if self._layers_to_complete is not None:
+                    self._layers_to_complete.append(_Layer(self, node, backing))
+                    return node
+                _complete([_Layer(self, node, backing)])
                 node.activate()
             elif node.limits.request_alignment > 1 or node.limits.max_transfer:
                 return Padded(node)
@@ -183,37 +207,52 @@ class Opener:
             raise InvalidArgument(f"Invalid parameter type for '{role}', expected: object")
         if "driver" not in child and "filename" in child:
             child = {**child, "driver": "file"}
-        return self.open_options(child)
+        if self._nesting >= NESTING_MAX:
+            raise InvalidArgument(f"Nodes are nested deeper than {NESTING_MAX} levels")
+        opener = self._derived(self.flags)
+        opener._nesting += 1
+        opener._layers_to_complete = None
+        return opener.open_options(child)
 
-    def _attach_backing(self, node: FormatNode, options: Any, *, given: bool) -> None:
-        if given and options is None:
-            return
-        if given:
-            if isinstance(options, str):
-                options = parse_name(options)
-            node.attach_backing(self._below(node).open_options(options))
-        elif node.backing_filename:
-            name = backing_path(node.filename, node.backing_filename)
-            try:
-                below = self._below(node).open_name(name, node.backing_format)
-            except ChainError:
-                raise
-            except OpenError as error:
-                if isinstance(error.__cause__, ChainError):
-                    raise error.__cause__ from None
-                raise OpenError(
-                    f"Could not open backing file: {error}", node.filename, error.code
-                ) from error
-            node.attach_backing(below)
+    def open_below(
+        self, node: FormatNode, options: object, layers_to_complete: list[_Layer]
+    ) -> Node | None:
+        """Open what lies below `node`, read-only, but not what lies below that.
 
-    def _below(self, node: FormatNode) -> Opener:
+        `options` as given by the user: a tree, a name, None for nothing, or what the header names.
+        """
+        if options is None or not self.flags.backing_chain:
+            return None
+        if options is _AS_STORED:
+            if not node.backing_filename:
+                return None
+            below = self._below(node, layers_to_complete)
+            return below.open_stored(node)
+        if isinstance(options, str):
+            options = parse_name(options)
+        if not isinstance(options, dict):
+            raise InvalidArgument("Invalid parameter type for 'backing', expected: object")
+        return self._below(node, layers_to_complete).open_options(options)
+
+    def open_stored(self, node: FormatNode) -> Node:
+        """Open the backing file that the header of `node` names."""
+        assert node.backing_filename is not None
+        name = backing_path(node.filename, node.backing_filename)
+        try:
+            return self.open_name(name, node.backing_format)
+        except OpenError as error:
+            # The lock of an image on itself is no other process's.
+            lock = error.__cause__
+            if isinstance(lock, LockError) and _identity(lock.filename) in self._chain:
+                raise _loop(name) from None
+            raise
+
+    def _below(self, node: FormatNode, layers_to_complete: list[_Layer]) -> Opener:
         """The opener for what lies below `node`: read-only, and aware of the chain so far."""
         identity = file_identity(node)
-        if identity is not None and identity in self.chain:
-            raise ChainError(
-                f"Backing file '{node.filename}' creates an infinite loop.", node.filename
-            )
-        if self.depth >= CHAIN_DEPTH_MAX:
+        if identity is not None and identity in self._chain:
+            raise _loop(node.filename)
+        if len(self._chain) >= CHAIN_DEPTH_MAX:
             raise ChainError(
                 f"The backing chain of '{node.filename}' is deeper than {CHAIN_DEPTH_MAX} layers",
                 node.filename,
@@ -224,7 +263,55 @@ class Opener:
             check=False,
             cache=self.flags.cache.replace(writethrough=False),
         )
-        return Opener(flags, chain=(*self.chain, identity or (-1, self.depth)))
+        opener = self._derived(flags)
+        opener._chain = (*self._chain, identity or (-1, len(self._chain)))
+        opener._layers_to_complete = layers_to_complete
+        return opener
+
+
+_AS_STORED = object()
+"""Stands for the backing file that the image's header names."""
+
+
+class _Layer(Record, frozen=True):
+    """An image of a chain whose backing file is not open yet."""
+
+    opener: Opener
+    node: FormatNode
+    options: object
+
+
+def _complete(waiting: list[_Layer]) -> None:
+    """Open a chain from its top to its base: layer by layer, since recursion has a limit."""
+    passed: list[_Layer] = []
+    try:
+        while waiting:
+            layer = waiting.pop()
+            passed.append(layer)
+            below = layer.opener.open_below(layer.node, layer.options, waiting)
+            if below is not None:
+                layer.node.attach_backing(below)
+    except ChainError:
+        raise
+    except BlocklayerError as error:
+        raise _told_by_layers(error, passed) from error
+
+
+def _told_by_layers(error: BlocklayerError, layers: list[_Layer]) -> BlocklayerError:
+    """Why the topmost of `layers` cannot be opened, if opening what is below the last one failed.
+
+    Options that the user gave for a backing file are reported as they are.
+    """
+    for layer in reversed(layers):
+        if layer.options is _AS_STORED:
+            node = layer.node
+            cause = _as_open_error(error, node.backing_filename or "")
+            error = OpenError(f"Could not open backing file: {cause}", node.filename, cause.errno)
+    return error
+
+
+def _loop(name: str) -> ChainError:
+    return ChainError(f"Backing file '{name}' creates an infinite loop.", name)
 
 
 def probe_node(storage: Node) -> str:
@@ -288,6 +375,28 @@ def _parse_json_name(text: str) -> OptionTree:
         raise OpenError(str(error), text) from None
 
 
+def path_of(name: FilenameLike) -> str:
+    """The path of a name that stands for a file, which may not exist yet."""
+    tree = parse_name(name)
+    file = tree.get("file")
+    if tree.keys() != {"file"} or not isinstance(file, dict) or file.get("driver") != "file":
+        raise InvalidArgument(f"'{name}' is not the name of a file")
+    path: str = file["filename"]
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"Invalid file name {path!r}: {error.reason}") from None
+    if b"\0" in encoded or not encoded:
+        raise InvalidArgument(f"Invalid file name {path!r}")
+    return path
+
+
+def is_same_file(one: str, two: str) -> bool:
+    """Whether both names stand for one file, which exists."""
+    identity = _identity(one)
+    return identity is not None and identity == _identity(two)
+
+
 def backing_path(overlay: str, backing: str) -> str:
     """A backing file's name as seen from here: relative names start at the overlay's folder."""
     if os.path.isabs(backing) or backing.startswith(("json:", "file:")) or "://" in backing:
@@ -301,8 +410,12 @@ def file_identity(node: Node) -> tuple[int, int] | None:
     """(device, inode) of the file at the bottom of a node's `file` edge."""
     while "file" in node.children:
         node = node.children["file"]
+    return _identity(node.filename)
+
+
+def _identity(filename: str) -> tuple[int, int] | None:
     try:
-        status = os.stat(node.filename)
+        status = os.stat(filename)
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
@@ -320,7 +433,7 @@ def _shown_name(options: OptionTree) -> str:
 
 
 def _as_open_error(error: BlocklayerError, filename: str) -> BlocklayerError:
-    if isinstance(error, ChainError):
+    if isinstance(error, (ChainError, OpenError)):
         return error
     return OpenError(str(error), filename, error.errno or errno.EINVAL)
 

@@ -15,7 +15,7 @@ from blocklayer.core import drivers
 from blocklayer.core.copy import ZERO_GRANULARITY, Concatenation, CopyOptions, CopyResult, copy
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.opening import FilenameLike, is_same_file, path_of
 from blocklayer.ops.create import create as create_image
 from blocklayer.ops.open_image import open_disk
 
@@ -166,23 +166,20 @@ def _create_target(
         backing_format=backing_format,
         **options,
     )
-    return os.fspath(target).removeprefix("file:")
+    return path_of(target)
 
 
 def _refuse_same_file(disks: list[Disk], target: FilenameLike) -> None:
     """Creating the target would empty a source before it is read."""
     if isinstance(target, dict):
         return
-    name = os.fspath(target).removeprefix("file:")
+    name = path_of(target)
     for disk in disks:
-        node = disk
+        node: Disk | None = disk
         while node is not None:
-            with contextlib.suppress(OSError):
-                if os.path.samefile(node.filename, name):
-                    raise InvalidArgument(
-                        f"'{name}' is part of the source and cannot be the target"
-                    )
-            node = node.backing  # type: ignore[assignment]
+            if is_same_file(node.filename, name):
+                raise InvalidArgument(f"'{name}' is part of the source and cannot be the target")
+            node = node.backing
 
 
 def _remove(filename: str) -> None:

@@ -21,6 +21,8 @@ from blocklayer.core.opening import (
     Opener,
     OpenFlags,
     backing_path,
+    is_same_file,
+    path_of,
 )
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -50,11 +52,9 @@ def create(
     Raises `CreateError`, and `LockError` if somebody uses the file.
     """
     path = os.fspath(filename)
-    target = path.removeprefix("file:")
     try:
+        target = path_of(filename)
         resolved = _resolve(target, format, size, backing, backing_format, check_backing, options)
-    except OpenError as error:
-        raise CreateError(str(error), path) from error
     except BlocklayerError as error:
         raise CreateError(str(error), path) from error
     driver = drivers.load(format)
@@ -73,8 +73,6 @@ def _resolve(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything that can be wrong with the options is found here, before any file is touched."""
-    if not target:
-        raise InvalidArgument("The file name is empty")
     if not drivers.is_known(format_name) or drivers.load(format_name).create is None:
         raise InvalidArgument(f"Unknown file format '{format_name}'")
     driver = drivers.load(format_name)
@@ -102,11 +100,10 @@ def _resolve(
 def _look_at_backing(target: str, backing: str, format_name: str | None) -> tuple[int, str]:
     """Size and format of the backing file, which must not be the image itself."""
     name = backing_path(target, backing)
-    with contextlib.suppress(OSError):
-        if os.path.samefile(name, target):
-            raise InvalidArgument(
-                "Error: Trying to create an image with the same filename as the backing file"
-            )
+    if is_same_file(name, target):
+        raise InvalidArgument(
+            "Error: Trying to create an image with the same filename as the backing file"
+        )
     try:
         node = Opener(OpenFlags(backing_role=True)).open_name(name, format_name)
     except OpenError as error:
@@ -126,20 +123,22 @@ def _make(
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
     except OSError as error:
         raise CreateError(f"Could not create file: {error.strerror}", shown) from None
+    spoilt = not existed
     try:
         storage = _open_storage(target, locking)
         try:
             if storage.grows_zeroed:
                 storage.truncate(0)
+            spoilt = True
             assert driver.create is not None
             driver.create(storage, options)
         finally:
             storage.close()
     except BaseException as error:
         # A file that was there and could not even be opened or locked keeps its content.
-        if not existed or isinstance(error, IoError):
+        if spoilt:
             _remove(target)
-        if isinstance(error, IoError):
+        if isinstance(error, (IoError, OpenError)):
             raise CreateError(f"Could not create image: {error}", shown) from error
         raise
 

@@ -79,9 +79,14 @@ def info_chain(
     next_name: FilenameLike | None = name
     while next_name is not None:
         found, identity = _inspect(next_name, format, force_share)
-        if (identity is not None and identity in seen) or len(chain) >= CHAIN_DEPTH_MAX:
+        if identity is not None and identity in seen:
             raise ChainError(
                 f"Backing file '{found.filename}' creates an infinite loop.", found.filename
+            )
+        if len(chain) > CHAIN_DEPTH_MAX:
+            raise ChainError(
+                f"The backing chain of '{name}' is deeper than {CHAIN_DEPTH_MAX} layers",
+                chain[0].filename,
             )
         if identity is not None:
             seen.add(identity)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from blocklayer.base.errors import InvalidArgument, OpenError
+from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.disk import Disk
 from blocklayer.core.opening import FilenameLike, Opener, OpenFlags, cache_mode
 
@@ -19,6 +19,7 @@ def open_disk(
     locking: str = "auto",
     force_share: bool = False,
     backing_chain: bool = True,
+    stats: bool = False,
 ) -> Disk:
     """Open a disk image and everything it is backed by.
 
@@ -32,6 +33,7 @@ def open_disk(
     locking        auto, on or off: locks that QEMU understands
     force_share    read although somebody else writes (``-U``)
     backing_chain  open backing files too; without them, what they hold reads as zeroes
+    stats          count requests, bytes and times: the disk is a `CountingDisk` with `stats`
 
     Raises `OpenError`, `LockError`, `ChainError`, `InvalidArgument`.
     """
@@ -47,7 +49,9 @@ def open_disk(
         force_share=force_share,
         backing_chain=backing_chain,
     )
-    return open_with(name, flags, format=format, discard=discard, detect_zeroes=detect_zeroes)
+    return open_with(
+        name, flags, format=format, discard=discard, detect_zeroes=detect_zeroes, stats=stats
+    )
 
 
 def open_with(
@@ -57,11 +61,17 @@ def open_with(
     format: str | None = None,
     discard: str = "ignore",
     detect_zeroes: str = "off",
+    stats: bool = False,
 ) -> Disk:
     """Open with flags that are made already."""
+    disk_class = Disk
+    if stats:
+        from blocklayer.core.stats import CountingDisk
+
+        disk_class = CountingDisk
     node = Opener(flags).open_name(name, format)
     try:
-        return Disk(
+        return disk_class(
             node,
             writethrough=flags.cache.writethrough,
             discard=discard,
@@ -70,8 +80,3 @@ def open_with(
     except BaseException:
         node.close()
         raise
-
-
-def reason_of(error: OpenError) -> str:
-    """An open error without its prefix."""
-    return error.message

@@ -402,16 +402,19 @@ def subsets(count: int, effort: Effort, rng: random.Random) -> Iterator[int]:
         yield from range(1 << count)
         return
     everything = (1 << count) - 1
-    yield from (0, everything)
-    places = range(count)
     if count > STRUCTURED_MAX:
-        places_taken = sorted(rng.sample(places, STRUCTURED_MAX))
+        places = sorted(rng.sample(range(count), STRUCTURED_MAX))
     else:
-        places_taken = list(places)
-    for place in places_taken:
+        places = list(range(count))
+    for place in places:
         yield 1 << place
         yield everything ^ 1 << place
-        yield (1 << place) - 1
-        yield everything ^ ((1 << place) - 1)
+    # A run of neighbours is there or lost; prefixes and suffixes are among them.
+    for first in [*places, count]:
+        for end in [*places, count]:
+            if first <= end:
+                run = (1 << end) - (1 << first)
+                yield run
+                yield everything ^ run
     for _ in range(effort.samples):
         yield rng.getrandbits(count)

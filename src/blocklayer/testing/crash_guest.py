@@ -151,16 +151,16 @@ class View:
 class Guest:
     """Uses a disk and knows what may be on it after a crash. Thread-safe, as the disk is."""
 
-    def __init__(self, disk: Disk, storage: CrashDisk) -> None:
+    def __init__(self, disk: Disk, storage: CrashDisk, start: Node | None = None) -> None:
+        """`start` is the image as it was before the recording, if opening has changed it."""
         self.disk = disk
         self._storage = storage
         self._lock = threading.Lock()
         self._place = 0
         self._requests: list[_Request] = []
         self._flushed: list[int] = []
-        start = read_content(disk.node)
-        self._start = start
-        self._headers: list[tuple[Header, _Request | None]] = [(start.header, None)]
+        self._start = read_content(disk.node if start is None else start)
+        self._headers: list[tuple[Header, _Request | None]] = [(self._start.header, None)]
         self._steps: dict[int, list[_Step]] = {}
         self._views: dict[tuple[bool, frozenset[_Request], frozenset[_Request]], View] = {}
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from itertools import islice
 
 from blocklayer.base.errors import BlocklayerError, IoError, NotSupported
 from blocklayer.base.units import MiB
@@ -79,18 +80,16 @@ class ClusterMap:
         page = self._pages[number] = bytearray(_PAGE)
         return page
 
-    def free_runs(self, limit: int, end: int | None = None) -> list[tuple[int, int]]:
-        """The first `limit` runs (first, count) of clusters below `end` that are not marked."""
+    def free_runs(self, end: int | None = None) -> Iterator[tuple[int, int]]:
+        """Runs (first, count) of clusters below `end` that are not marked, in ascending order."""
         end = self.clusters if end is None else end
-        runs: list[tuple[int, int]] = []
         position = 0
-        while position < end and len(runs) < limit:
+        while position < end:
             start = self._next(position, end, b"\0")
             if start >= end:
-                break
+                return
             position = self._next(start, end, b"\1")
-            runs.append((start, position - start))
-        return runs
+            yield start, position - start
 
     def _next(self, position: int, end: int, byte: bytes) -> int:
         """The first cluster from `position` whose mark is `byte`; `end` if there is none."""
@@ -311,9 +310,8 @@ class Checker:
         leaked = self.used.clusters - self.used.used
         if not leaked:
             return
-        runs = self.used.free_runs(PROBLEMS_KEPT)
         described = 0
-        for first, count in runs:
+        for first, count in islice(self.used.free_runs(), PROBLEMS_KEPT):
             offset = first * self.node.cluster_size
             message = f"{count} leaked clusters at {offset:#x}: nothing references them"
             problem = Problem("leak", message, "give them back to the file system", offset=offset)

@@ -13,6 +13,7 @@ are moved out of the way first.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 
 from blocklayer.formats.qed.layout import SLICE_ENTRIES, ZERO_CLUSTER
 
@@ -60,9 +61,12 @@ def compact(node: QedNode, used: ClusterMap) -> int:
     if not node.file.grows_zeroed:
         return 0
     while used.clusters > used.used:
-        goal = used.used * node.cluster_size
-        mover = _Mover(node, used, goal)
-        if not mover.move_all():
+        mover = _Mover(node, used)
+        if not mover.move_tables() and not mover.make_room():
+            if mover.is_blocked():
+                mover.slide_one()
+                continue
+            mover.move_data()
             break
     end = (used.last_used() + 1) * node.cluster_size
     node.file.flush()
@@ -73,113 +77,156 @@ def compact(node: QedNode, used: ClusterMap) -> int:
 
 
 class _Mover:
-    """Moves what stands at or behind `goal` below it."""
+    """Moves what stands at or behind `goal` below it.
 
-    def __init__(self, node: QedNode, used: ClusterMap, goal: int) -> None:
+    Once the tables stand below the goal, there are exactly as many holes below it as there are data
+    clusters behind it.
+    """
+
+    def __init__(self, node: QedNode, used: ClusterMap) -> None:
         self._node = node
         self._used = used
-        self._goal = goal
-        self._owners = _Owners(node, goal)
-        self._moved = 0
+        self._size = node.cluster_size
+        self._table_clusters = node.geometry.table_size
+        self._goal = used.used
+        self._owners = _Owners(node, 0)
 
-    def move_all(self) -> bool:
-        """Move tables, then data. Whether another round could do more."""
-        evicted = False
-        for table in sorted(self._owners.tables, reverse=True):
-            if table + self._node.geometry.table_bytes > self._goal:
-                evicted |= self._move_table(table)
-        if evicted:
-            return True
-        pending: list[tuple[int, int]] = []
-        for source in sorted(self._owners.clusters, reverse=True):
-            target = self._hole(1)
-            if target is None or target >= source:
+    def _late_tables(self) -> list[int]:
+        """Tables that have to move, the last first."""
+        limit = self._goal * self._size - self._node.geometry.table_bytes
+        return sorted((table for table in self._owners.tables if table > limit), reverse=True)
+
+    def is_blocked(self) -> bool:
+        """Some table has to move and cannot."""
+        return bool(self._late_tables())
+
+    def move_tables(self) -> bool:
+        """Move what tables there are holes for. Whether there was one."""
+        moved = False
+        for table in self._late_tables():
+            target = self._hole()
+            if target is None:
                 break
+            self._move_table(table, target)
+            moved = True
+        return moved
+
+    def _hole(self) -> int | None:
+        """The offset of the first hole below the goal that takes a table."""
+        for first, count in self._used.free_runs(end=self._goal):
+            if count >= self._table_clusters:
+                return first * self._size
+        return None
+
+    def _move_table(self, table: int, target: int) -> None:
+        node = self._node
+        self._copy(table, target, self._table_clusters)
+        node.file.flush()
+        l1_index = self._owners.tables.pop(table)
+        node.tables.write_l1_entry(l1_index, target)
+        self._owners.tables[target] = l1_index
+        node.file.flush()
+        node.tables.forget()
+        self._used.unmark(table // self._size, self._table_clusters)
+
+    def _copy(self, source: int, target: int, clusters: int) -> None:
+        from blocklayer.formats.qed.check import copy_within
+
+        copy_within(self._node.file, source, target, clusters * self._size)
+        self._used.mark(target // self._size, clusters)
+
+    def _at_the_end(self, clusters: int) -> int:
+        """New space behind everything else, for what has to get out of the way."""
+        target = self._node.allocate_for_repair(clusters * self._size)
+        self._used.clusters = self._node.file_end // self._size
+        return target
+
+    def make_room(self) -> bool:
+        """Move data clusters to the end of the file so that a hole for a table appears."""
+        if not self._late_tables():
+            return False
+        data = {offset // self._size for offset in self._owners.clusters}
+        holes = {
+            cluster
+            for first, count in self._used.free_runs(end=self._goal)
+            for cluster in range(first, first + count)
+        }
+        window = _best_window(holes, data, self._table_clusters, self._goal)
+        if window is None:
+            return False
+        in_the_way = data.intersection(range(window, window + self._table_clusters))
+        self._move_clusters(
+            (cluster * self._size, self._at_the_end(1)) for cluster in sorted(in_the_way)
+        )
+        return True
+
+    def slide_one(self) -> None:
+        """Close the first hole by what stands behind it, a table, by way of the end of the file.
+
+        For images that hardly have data: where no run of holes and data takes a table.
+        """
+        first, count = next(self._used.free_runs(end=self._goal))
+        table = (first + count) * self._size
+        if table not in self._owners.tables:
+            source = max(cluster for cluster in self._owners.clusters if cluster >= table)
+            self._move_clusters([(source, first * self._size)])
+            return
+        away = self._at_the_end(self._table_clusters)
+        self._move_table(table, away)
+        self._move_table(away, first * self._size)
+
+    def move_data(self) -> None:
+        """Move every data cluster behind the goal into the holes below it."""
+        limit = self._goal * self._size
+        sources = sorted((c for c in self._owners.clusters if c >= limit), reverse=True)
+        runs = list(self._used.free_runs(end=self._goal))
+        targets = (first + step for first, count in runs for step in range(count))
+        moves = zip(sources, (target * self._size for target in targets), strict=False)
+        self._move_clusters(moves)
+        self._used.clusters = self._used.last_used() + 1
+
+    def _move_clusters(self, moves: Iterable[tuple[int, int]]) -> None:
+        """Copy clusters and make the copies the ones in use, many with two flushes."""
+        pending: list[tuple[int, int]] = []
+        for source, target in moves:
             self._copy(source, target, 1)
             pending.append((source, target))
             if len(pending) >= MOVES_PER_FLUSH:
                 self._repoint(pending)
                 pending = []
         self._repoint(pending)
-        self._used.clusters = self._used.last_used() + 1
-        return False
-
-    def _hole(self, clusters: int) -> int | None:
-        """The offset of the first hole of so many clusters below the goal."""
-        size = self._node.cluster_size
-        for first, count in self._used.free_runs(1 << 30, self._goal // size):
-            if count >= clusters:
-                return first * size
-        return None
-
-    def _copy(self, source: int, target: int, clusters: int) -> None:
-        from blocklayer.formats.qed.check import copy_within
-
-        size = self._node.cluster_size
-        copy_within(self._node.file, source, target, clusters * size)
-        self._used.mark(target // size, clusters)
-
-    def _free(self, source: int, clusters: int) -> None:
-        self._used.unmark(source // self._node.cluster_size, clusters)
-
-    def _move_table(self, table: int) -> bool:
-        """Move one table into a hole; True if clusters were moved out of its way instead."""
-        clusters = self._node.geometry.table_size
-        target = self._hole(clusters)
-        if target is None:
-            return self._make_room(clusters)
-        self._copy(table, target, clusters)
-        self._node.file.flush()
-        self._node.tables.write_l1_entry(self._owners.tables[table], target)
-        self._node.file.flush()
-        self._node.tables.forget()
-        self._free(table, clusters)
-        return False
-
-    def _make_room(self, clusters: int) -> bool:
-        """Move data clusters to the end of the file so that a hole for a table appears."""
-        size = self._node.cluster_size
-        owners = _Owners(self._node, 0)
-        data = {offset // size for offset in owners.clusters}
-        holes = {
-            first + step
-            for first, count in self._used.free_runs(1 << 30, self._goal // size)
-            for step in range(count)
-        }
-        window = _best_window(holes, data, clusters, self._goal // size)
-        if window is None:
-            return False
-        pending = []
-        self._owners = owners
-        for cluster in range(window, window + clusters):
-            if cluster in data:
-                target = self._node.allocate_for_repair(size)
-                self._used.clusters = self._node.file_end // size
-                self._copy(cluster * size, target, 1)
-                pending.append((cluster * size, target))
-        self._repoint(pending)
-        return True
 
     def _repoint(self, moves: list[tuple[int, int]]) -> None:
-        """Make the copies the ones in use."""
         if not moves:
             return
         node = self._node
         node.file.flush()
         for source, target in moves:
-            l1_index, index = self._owners.clusters[source]
+            l1_index, index = self._owners.clusters.pop(source)
+            self._owners.clusters[target] = (l1_index, index)
             number = l1_index * node.geometry.table_slices + index // SLICE_ENTRIES
             first = {number: index % SLICE_ENTRIES}
             node.tables.write_l2(l1_index, {number: array("Q", [target])}, first)
         node.file.flush()
         for source, _ in moves:
-            self._free(source, 1)
+            self._used.unmark(source // self._size)
 
 
 def _best_window(holes: set[int], data: set[int], clusters: int, end: int) -> int | None:
-    """The run of `clusters` below `end`, of holes and data alone, with the most holes."""
-    best, best_holes = None, 0
-    for first in sorted({hole - step for hole in holes for step in range(clusters)}):
+    """The run of `clusters` below `end`, of holes and data alone, with the most holes.
+
+    Windows beside a hole come first; one of data alone does as well.
+    """
+    beside = {hole - step for hole in holes for step in range(clusters)}
+    best = _most_holes(beside, holes, data, clusters, end)
+    return _most_holes(data, holes, data, clusters, end) if best is None else best
+
+
+def _most_holes(
+    firsts: set[int], holes: set[int], data: set[int], clusters: int, end: int
+) -> int | None:
+    best, best_holes = None, -1
+    for first in sorted(firsts):
         window = range(first, first + clusters)
         if first < 0 or first + clusters > end:
             continue

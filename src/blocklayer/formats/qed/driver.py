@@ -39,6 +39,7 @@ from blocklayer.core.node import FormatNode, Inline, Mapped, Node, WritePlan
 from blocklayer.core.opening import Opener, OpenFlags
 from blocklayer.formats.qed import create as qed_create
 from blocklayer.formats.qed.header import (
+    encode_backing_name,
     place_backing_name,
     read_backing_name,
     read_header,
@@ -46,6 +47,7 @@ from blocklayer.formats.qed.header import (
     write_header,
 )
 from blocklayer.formats.qed.layout import (
+    BACKING_FILENAME_MAX,
     F_BACKING_FILE,
     F_NEED_CHECK,
     SLICE_ENTRIES,
@@ -565,12 +567,12 @@ class QedNode(FormatNode):
                 "Operation not supported: the image has unknown compatible features"
                 f" ({self.header.compat_features:x}), whose data a new name could overwrite"
             )
-        length = len(name.encode("utf-8", "surrogateescape")) if name else 0
+        length = len(encode_backing_name(name)) if name else 0
         offset = place_backing_name(self.header, length)
         if offset is None:
             raise OutOfRange(
-                "No space left in the file header: the name has"
-                f" {length} bytes and must fit {self.header.header_size} header clusters"
+                f"No space left in the file header: the name has {length} bytes and must fit"
+                f" {self.header.header_size} header clusters and {BACKING_FILENAME_MAX} bytes"
             )
         header, encoded = with_backing(self.header, name, format_name, offset)
         with self._lock:

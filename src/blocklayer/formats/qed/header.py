@@ -153,7 +153,10 @@ def with_backing(
 
 def encode_backing_name(name: str) -> bytes:
     """A backing file's name as stored. Raises `InvalidArgument`."""
-    encoded = name.encode("utf-8", "surrogateescape")
+    try:
+        encoded = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        encoded = b""
     if not encoded or b"\0" in encoded:
         raise InvalidArgument(f"Invalid backing file name {name!r}")
     return encoded
@@ -165,6 +168,8 @@ def place_backing_name(header: Header, length: int) -> int | None:
     Beside the old name rather than over it, if there is room: then one write of one sector
     switches from the old name to the new one, and a crash leaves either.
     """
+    if length > BACKING_FILENAME_MAX:
+        return None
     limit = header.header_size * header.cluster_size
     old_start = header.backing_filename_offset if header.features & F_BACKING_FILE else 0
     old_end = old_start + header.backing_filename_size if old_start else 0

@@ -1,0 +1,836 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a QED image is doing when it crashes: short sessions that reach every order of writes.
+
+A scenario prepares an image, starts recording, and uses the disk through a `Guest`. Sizes are given
+in clusters (`c`) and in the span of an L2 table, so that each runs with every geometry.
+"""
+
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from blocklayer.base.errors import IoError
+from blocklayer.base.units import SECTOR
+from blocklayer.core.checking import Repair
+from blocklayer.core.disk import Disk
+from blocklayer.core.node import FormatNode, Node
+from blocklayer.core.opening import OpenFlags
+from blocklayer.formats.qed import create, driver
+from blocklayer.formats.qed.driver import QedNode
+from blocklayer.formats.qed.layout import F_NEED_CHECK, SLICE_ENTRIES, Geometry
+from blocklayer.testing.crash import CrashDisk, SectorDisk, Snapshot
+from blocklayer.testing.crash_guest import Guest, stamp
+
+
+class Lab:
+    """One image under test, with the backing files that it may name."""
+
+    def __init__(self, cluster: int, table: int, node_class: type[QedNode] = QedNode) -> None:
+        self.c = cluster
+        self.table = table
+        self.geometry = Geometry(cluster, table)
+        self.span = self.geometry.table_span
+        self.node_class = node_class
+        self.backings: dict[str, Snapshot] = {}
+        self.image = Snapshot()
+        self.damaged = False
+        """The image has corruptions that only an explicit check with repair resolves."""
+
+    # --- before recording -----------------------------------------------------------------------
+
+    def add_backing(self, name: str, length: int, tag: str = "backing") -> None:
+        """A raw backing file: full for small clusters, else ends and middles of its clusters."""
+        disk = SectorDisk()
+        step = SECTOR if self.c <= 4096 else self.c // 4
+        for offset in range(0, length, step):
+            disk.writev(offset, [memoryview(stamp(tag, offset, min(SECTOR, length - offset)))])
+        disk.truncate(length)
+        self.backings[name] = disk.snapshot()
+
+    def create(self, size: int, backing: str | None = None) -> None:
+        """A new image."""
+        options = {"size": size, "cluster_size": self.c, "table_size": self.table}
+        if backing is not None:
+            options |= {"backing_file": backing, "backing_fmt": "raw"}
+        storage = SectorDisk()
+        create.create(storage, create.resolve(options))
+        self.image = storage.snapshot()
+
+    @contextmanager
+    def prepared(self) -> Iterator[Disk]:
+        """Use the image before the recording starts; it is clean and closed afterwards."""
+        storage = SectorDisk(self.image)
+        with Disk(self.open(storage, False), discard="unmap") as disk:
+            yield disk
+        self.image = storage.snapshot()
+
+    @contextmanager
+    def edited(self, *, dirty: bool = False) -> Iterator[QedNode]:
+        """Damage the image's tables by hand."""
+        storage = SectorDisk(self.image)
+        node = QedNode(storage, OpenFlags(read_only=False, check=True))
+        yield node
+        if dirty:
+            node._update_header(features=node.header.features | F_NEED_CHECK)
+        self.image = storage.snapshot()
+
+    def add_garbage(self, length: int) -> None:
+        """Bytes behind the last cluster, as a crash leaves them."""
+        storage = SectorDisk(self.image)
+        storage.writev(storage.size, [memoryview(stamp("garbage", 0, length))])
+        self.image = storage.snapshot()
+
+    # --- recording ------------------------------------------------------------------------------
+
+    def start(self) -> Guest:
+        """Open the image and record from now on, the opening included."""
+        self.storage = CrashDisk(self.image)
+        # What the guest may rely on is what the image holds before it is opened for writing.
+        reader = self.open(SectorDisk(self.image, read_only=True), True)
+        node = self.open(self.storage, False, self.node_class)
+        self.guest = Guest(Disk(node, discard="unmap"), self.storage, reader)
+        return self.guest
+
+    def open(
+        self, storage: Node, read_only: bool, node_class: type[QedNode] = QedNode
+    ) -> FormatNode:
+        """The image in `storage` over the backing file that it names."""
+        node = node_class(storage, OpenFlags(read_only=read_only))
+        if node.backing_filename is not None:
+            below = self.backings[node.backing_filename]
+            node.attach_backing(SectorDisk(below, read_only=True, name=node.backing_filename))
+        node.activate()
+        return node
+
+    @property
+    def node(self) -> QedNode:
+        node = self.guest.disk.node
+        assert isinstance(node, QedNode)
+        return node
+
+    # --- what guests do ---------------------------------------------------------------------------
+
+    def write(self, offset: int, length: int, tag: str = "new") -> None:
+        """One write of bytes that tell where they come from."""
+        self.guest.write(offset, stamp(tag, offset, length))
+
+
+def set_entry(node: QedNode, guest_offset: int, entry: int) -> None:
+    """Change one L2 entry by hand."""
+    geometry = node.geometry
+    l1_index, index = geometry.l1_index(guest_offset), geometry.l2_index(guest_offset)
+    number = l1_index * geometry.table_slices + index // SLICE_ENTRIES
+    node.tables.write_l2(
+        l1_index, {number: array("Q", [entry])}, {number: index % SLICE_ENTRIES}
+    )
+
+
+Scenario = Callable[[Lab], None]
+SCENARIOS: dict[str, Scenario] = {}
+
+
+def scenario(run: Scenario) -> Scenario:
+    SCENARIOS[run.__name__] = run
+    return run
+
+
+# --- allocating ---------------------------------------------------------------------------------
+
+
+@scenario
+def first_allocation(lab: Lab) -> None:
+    """A new L2 table and its first cluster, filled only in part."""
+    lab.create(4 * lab.c)
+    guest = lab.start()
+    lab.write(lab.c + 100, 700)
+    guest.flush()
+    guest.close()
+
+
+@scenario
+def first_whole_cluster(lab: Lab) -> None:
+    lab.create(4 * lab.c)
+    guest = lab.start()
+    lab.write(0, lab.c)
+    guest.close()
+
+
+@scenario
+def allocations_in_one_table(lab: Lab) -> None:
+    lab.create(9 * lab.c)
+    guest = lab.start()
+    lab.write(0, 512, "a")
+    lab.write(5 * lab.c + 1000, 900, "b")
+    guest.flush()
+    lab.write(3 * lab.c + lab.c // 2, lab.c, "c")  # two clusters, each in part
+    lab.write(8 * lab.c - 512, 512, "d")
+    lab.write(3 * lab.c, 512, "e")  # in place, while its allocation is not flushed
+    guest.flush()
+    lab.write(lab.c, lab.c, "f")
+    guest.close()
+
+
+@scenario
+def allocations_without_flush(lab: Lab) -> None:
+    """Everything is at stake at once."""
+    lab.create(6 * lab.c)
+    guest = lab.start()
+    for number, tag in enumerate("abcd"):
+        lab.write(number * lab.c + 512 * number, 600, tag)
+    guest.close()
+
+
+@scenario
+def second_and_third_table(lab: Lab) -> None:
+    lab.create(2 * lab.span + 4 * lab.c)
+    guest = lab.start()
+    lab.write(0, 512, "a")
+    lab.write(lab.span, 512, "b")
+    guest.flush()
+    lab.write(2 * lab.span - 512, 1024, "c")  # across the border of two tables
+    lab.write(lab.span + lab.c, 512, "d")
+    guest.close()
+
+
+@scenario
+def entries_in_two_sectors(lab: Lab) -> None:
+    """One update of a table that can be torn: 64 entries fill a sector."""
+    lab.create(80 * lab.c)
+    with lab.prepared() as disk:
+        disk.write(70 * lab.c, stamp("old", 70 * lab.c, 512))
+    guest = lab.start()
+    guest.write_many(
+        [
+            (number * lab.c, stamp("new", number * lab.c, 512))
+            for number in (62, 63, 64, 65)
+        ]
+    )
+    guest.close()
+
+
+@scenario
+def last_cluster_is_cut(lab: Lab) -> None:
+    """The disk ends inside of a cluster."""
+    lab.add_backing("base", 3 * lab.c)
+    lab.create(2 * lab.c + 1024, "base")
+    guest = lab.start()
+    lab.write(2 * lab.c + 512, 512)
+    guest.close()
+
+
+@scenario
+def partial_trailing_cluster(lab: Lab) -> None:
+    """A crash before has left half a cluster of garbage where the next one is allocated."""
+    lab.create(4 * lab.c)
+    with lab.prepared() as disk:
+        disk.write(0, stamp("old", 0, 512))
+    lab.add_garbage(3 * SECTOR)
+    guest = lab.start()
+    lab.write(lab.c + 512, 512)
+    guest.flush()
+    lab.write(2 * lab.c + 512, 512)
+    guest.close()
+
+
+@scenario
+def partial_trailing_cluster_becomes_table(lab: Lab) -> None:
+    lab.create(lab.span + 4 * lab.c)
+    lab.add_garbage(3 * SECTOR)
+    guest = lab.start()
+    guest.write_zeroes(0, 2 * lab.c)
+    lab.write(lab.span + 512, 512)
+    guest.close()
+
+
+@scenario
+def overlay_with_partial_trailing_cluster(lab: Lab) -> None:
+    lab.add_backing("base", 2 * lab.c)
+    lab.create(4 * lab.c, "base")
+    with lab.prepared() as disk:
+        disk.write(0, stamp("old", 0, 512))
+    lab.add_garbage(3 * SECTOR)
+    guest = lab.start()
+    lab.write(3 * lab.c + 512, 512)
+    lab.write(lab.c + 512, 512)
+    guest.close()
+
+
+# --- overlays -----------------------------------------------------------------------------------
+
+
+def _overlay(lab: Lab, backing_size: int) -> None:
+    """Clusters whose head and tail are copied up, in a new table and in an old one."""
+    lab.add_backing("base", backing_size)
+    lab.create(4 * lab.c, "base")
+    guest = lab.start()
+    lab.write(lab.c + 700, 100, "a")
+    lab.write(2 * lab.c + lab.c // 2, lab.c, "b")
+    guest.flush()
+    lab.write(300, 512, "c")
+    guest.write(lab.c, stamp("d", lab.c, 512), fua=True)
+    guest.close()
+
+
+@scenario
+def overlay_over_shorter(lab: Lab) -> None:
+    _overlay(lab, 2 * lab.c + lab.c // 2 + 512)
+
+
+@scenario
+def overlay_over_equal(lab: Lab) -> None:
+    _overlay(lab, 4 * lab.c)
+
+
+@scenario
+def overlay_over_longer(lab: Lab) -> None:
+    _overlay(lab, 6 * lab.c)
+
+
+@scenario
+def overlay_with_second_table(lab: Lab) -> None:
+    lab.add_backing("base", 2 * lab.c)
+    lab.create(lab.span + 4 * lab.c, "base")
+    guest = lab.start()
+    lab.write(lab.c + 512, 512, "a")
+    lab.write(lab.span - 512, 1024, "b")
+    guest.close()
+
+
+@scenario
+def zero_cluster_over_backing(lab: Lab) -> None:
+    """What surrounds the data is zero, not what is below."""
+    lab.add_backing("base", 4 * lab.c)
+    lab.create(4 * lab.c, "base")
+    with lab.prepared() as disk:
+        disk.write_zeroes(lab.c, 2 * lab.c)
+    guest = lab.start()
+    lab.write(lab.c + 512, 512, "a")
+    lab.write(3 * lab.c - 512, 1024, "b")  # a zero cluster's end and a new cluster's head
+    guest.close()
+
+
+# --- in place -----------------------------------------------------------------------------------
+
+
+@scenario
+def overwrite_in_place(lab: Lab) -> None:
+    lab.create(4 * lab.c)
+    with lab.prepared() as disk:
+        disk.write(512, stamp("old", 512, 2 * lab.c))
+    guest = lab.start()
+    lab.write(lab.c - 700, 1400, "a")
+    lab.write(lab.c - 512, 512, "b")
+    guest.flush()
+    lab.write(lab.c - 512, 1024, "c")
+    guest.close()
+
+
+# --- zeroing and discarding ---------------------------------------------------------------------
+
+
+@scenario
+def zeroes_without_backing(lab: Lab) -> None:
+    """Unaligned, over allocated and unallocated clusters, with a new table for zeroes alone."""
+    lab.create(lab.span + 6 * lab.c)
+    with lab.prepared() as disk:
+        disk.write(lab.c, stamp("old", lab.c, 2 * lab.c))
+    guest = lab.start()
+    guest.write_zeroes(lab.c + 700, 1000)
+    guest.write_zeroes(2 * lab.c - 512, 3 * lab.c)
+    guest.write_zeroes(lab.span, lab.c)
+    guest.flush()
+    lab.write(3 * lab.c + 512, 512)
+    guest.close()
+
+
+@scenario
+def zeroes_over_backing(lab: Lab) -> None:
+    lab.add_backing("base", 5 * lab.c)
+    lab.create(6 * lab.c, "base")
+    guest = lab.start()
+    guest.write_zeroes(lab.c, 2 * lab.c)
+    guest.write_zeroes(3 * lab.c + 300, 1000)
+    guest.flush()
+    lab.write(2 * lab.c + 512, 512)
+    guest.write_zeroes(lab.c - 512, lab.c + 1024, unmap=True)
+    guest.close()
+
+
+@scenario
+def zeroes_in_new_table_over_backing(lab: Lab) -> None:
+    lab.add_backing("base", lab.span + 2 * lab.c if lab.c == 4096 else 2 * lab.c)
+    lab.create(lab.span + 4 * lab.c, "base")
+    guest = lab.start()
+    guest.write_zeroes(lab.span - lab.c, 2 * lab.c)
+    lab.write(lab.span + 512, 512)
+    guest.close()
+
+
+@scenario
+def zeroes_that_allocate(lab: Lab) -> None:
+    lab.add_backing("base", 3 * lab.c)
+    lab.create(4 * lab.c, "base")
+    guest = lab.start()
+    guest.write_zeroes(lab.c - 512, lab.c + 1024, allocate=True)
+    guest.close()
+
+
+@scenario
+def discard(lab: Lab) -> None:
+    lab.create(6 * lab.c)
+    with lab.prepared() as disk:
+        disk.write(0, stamp("old", 0, 3 * lab.c))
+    guest = lab.start()
+    guest.discard(lab.c, 3 * lab.c)
+    lab.write(lab.c, 512, "a")
+    guest.flush()
+    lab.write(lab.c + 1024, 512, "b")
+    guest.discard(0, lab.c)
+    guest.write_zeroes(2 * lab.c, lab.c, unmap=True)
+    guest.close()
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+def _batch(lab: Lab) -> None:
+    guest = lab.start()
+    places = (0, lab.c, 3 * lab.c + 512, lab.span, lab.span + lab.c, 5 * lab.c)
+    guest.write_many([(place, stamp("batch", place, 512)) for place in places])
+    guest.flush()
+    guest.write_many([(place, stamp("more", place, 512)) for place in (2 * lab.c, 2 * lab.c + 512)])
+    guest.close()
+
+
+@scenario
+def batch(lab: Lab) -> None:
+    """New clusters in an old and in a new table, and one in place, in one commit."""
+    lab.create(lab.span + 6 * lab.c)
+    with lab.prepared() as disk:
+        disk.write(5 * lab.c, stamp("old", 5 * lab.c, 1024))
+    _batch(lab)
+
+
+@scenario
+def batch_over_backing(lab: Lab) -> None:
+    lab.add_backing("base", 6 * lab.c)
+    lab.create(lab.span + 6 * lab.c, "base")
+    with lab.prepared() as disk:
+        disk.write(5 * lab.c, stamp("old", 5 * lab.c, 1024))
+    _batch(lab)
+
+
+@scenario
+def batch_in_two_new_tables(lab: Lab) -> None:
+    lab.add_backing("base", 2 * lab.c)
+    lab.create(lab.span + 6 * lab.c, "base")
+    guest = lab.start()
+    places = (512, lab.span + 512)
+    guest.write_many([(place, stamp("batch", place, 512)) for place in places])
+    guest.close()
+
+
+# --- size and backing file ----------------------------------------------------------------------
+
+
+def _grow(lab: Lab, size: int, new: int) -> None:
+    lab.add_backing("base", 6 * lab.c)
+    lab.create(size, "base")
+    with lab.prepared() as disk:
+        disk.write(512, stamp("old", 512, 512))
+    guest = lab.start()
+    lab.write(lab.c, 512, "a")
+    guest.resize(new)
+    lab.write(new - 512, 512, "b")
+    guest.close()
+
+
+@scenario
+def grow_over_longer_backing(lab: Lab) -> None:
+    """The old end is inside of a cluster that the backing file covers."""
+    _grow(lab, 2 * lab.c + 1024, 5 * lab.c)
+
+
+@scenario
+def grow_at_cluster_end(lab: Lab) -> None:
+    _grow(lab, 2 * lab.c, 7 * lab.c + 512)
+
+
+@scenario
+def grow_without_backing(lab: Lab) -> None:
+    lab.create(lab.c + 1024)
+    with lab.prepared() as disk:
+        disk.write(lab.c, stamp("old", lab.c, 1024))
+    guest = lab.start()
+    guest.resize(lab.c + 2048)
+    guest.resize(3 * lab.c)
+    lab.write(2 * lab.c - 512, 1024)
+    guest.close()
+
+
+@scenario
+def shrink(lab: Lab) -> None:
+    lab.create(lab.span + 4 * lab.c)
+    with lab.prepared() as disk:
+        disk.write(0, stamp("old", 0, 3 * lab.c))
+        disk.write(lab.span, stamp("old", lab.span, 512))
+    guest = lab.start()
+    lab.write(lab.c + 512, 512, "a")
+    guest.resize(lab.c + 1024)
+    guest.close()
+
+
+@scenario
+def shrink_and_grow_over_backing(lab: Lab) -> None:
+    """What was cut off must not come back, neither from here nor from below."""
+    lab.add_backing("base", 4 * lab.c)
+    lab.create(4 * lab.c, "base")
+    with lab.prepared() as disk:
+        disk.write(2 * lab.c + 512, stamp("old", 2 * lab.c + 512, 512))
+    guest = lab.start()
+    guest.resize(lab.c + 512)
+    guest.resize(4 * lab.c)
+    lab.write(3 * lab.c, 512)
+    guest.close()
+
+
+def _rename(lab: Lab, old: str, new: str) -> None:
+    """The same content under another name."""
+    lab.add_backing(old, 3 * lab.c)
+    lab.backings[new] = lab.backings[old]
+    lab.create(4 * lab.c, old)
+    guest = lab.start()
+    lab.write(lab.c + 512, 512, "a")
+    guest.change_backing(new, "raw")
+    lab.write(2 * lab.c + 512, 512, "b")
+    guest.change_backing(old, "raw")
+    guest.close()
+
+
+@scenario
+def rename_backing(lab: Lab) -> None:
+    _rename(lab, "old", "new")
+
+
+@scenario
+def rename_backing_to_longer(lab: Lab) -> None:
+    """The new name crosses sectors."""
+    _rename(lab, "old", "n" * 1500)
+
+
+@scenario
+def rename_long_backing(lab: Lab) -> None:
+    """The old name crosses sectors, and there is just room for both."""
+    _rename(lab, "o" * 1900, "n" * 2100)
+
+
+@scenario
+def remove_backing(lab: Lab) -> None:
+    """Clusters of the backing file vanish with its name, all at once."""
+    lab.add_backing("base", 3 * lab.c)
+    lab.create(4 * lab.c, "base")
+    guest = lab.start()
+    lab.write(lab.c, lab.c, "a")
+    vanishing = {
+        sector: bytes(SECTOR)
+        for sector in lab.backings["base"].sectors
+        if not lab.c <= sector * SECTOR < 2 * lab.c
+    }
+    guest.change_backing(None, content=vanishing)
+    lab.node.attach_backing(None)
+    lab.write(2 * lab.c + 512, 512, "b")
+    guest.close()
+
+
+@scenario
+def add_backing(lab: Lab) -> None:
+    """An image becomes an overlay: its clusters without a place show what is below."""
+    lab.add_backing("base", 3 * lab.c)
+    lab.create(4 * lab.c)
+    guest = lab.start()
+    lab.write(lab.c, lab.c, "a")
+    appearing = {
+        sector: content
+        for sector, content in lab.backings["base"].sectors.items()
+        if not lab.c <= sector * SECTOR < 2 * lab.c
+    }
+    guest.change_backing("base", "raw", appearing)
+    lab.node.attach_backing(SectorDisk(lab.backings["base"], read_only=True))
+    lab.write(2 * lab.c + 512, 512, "b")
+    guest.close()
+
+
+@scenario
+def make_empty(lab: Lab) -> None:
+    lab.add_backing("base", 2 * lab.c)
+    lab.create(lab.span + 4 * lab.c, "base")
+    with lab.prepared() as disk:
+        disk.write(512, stamp("old", 512, 1024))
+        disk.write(lab.span, stamp("old", lab.span, 512))
+    guest = lab.start()
+    lab.write(3 * lab.c, 512)
+    base = lab.backings["base"].sectors
+    touched = [1, 2, 3 * lab.c // SECTOR, lab.span // SECTOR]
+    below = {sector: base.get(sector, bytes(SECTOR)) for sector in touched}
+    guest.change(below, lab.node.make_empty)
+    lab.write(lab.c + 512, 512)
+    guest.close()
+
+
+# --- NEED_CHECK ---------------------------------------------------------------------------------
+
+
+@scenario
+def idle_between_allocations(lab: Lab) -> None:
+    """The image is marked clean while it is open, and marked again."""
+    lab.create(4 * lab.c)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "NEED_CHECK_IDLE_SECONDS", 0.0)
+        guest = lab.start()
+        for number in range(3):
+            lab.write(number * lab.c + 512, 512, f"{number}")
+            deadline = time.monotonic() + 10
+            while lab.node.needs_check:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        guest.close()
+
+
+@scenario
+def reopen_read_only_and_back(lab: Lab) -> None:
+    lab.create(4 * lab.c)
+    guest = lab.start()
+    lab.write(512, 512, "a")
+    guest.disk.reopen("r")
+    guest.disk.reopen("r+")
+    lab.write(lab.c + 512, 512, "b")
+    guest.close()
+
+
+@scenario
+def open_dirty(lab: Lab) -> None:
+    """Entries that point behind the end of the file, and clusters that nobody references."""
+    lab.create(80 * lab.c)
+    with lab.prepared() as disk:
+        disk.write(0, stamp("old", 0, 512))
+        disk.write(2 * lab.c, stamp("old", 2 * lab.c, 1024))
+        disk.write(3 * lab.c, stamp("leaked", 3 * lab.c, 1024))
+    with lab.edited(dirty=True) as node:
+        end = node.file_end
+        set_entry(node, 3 * lab.c, 0)
+        for number, place in enumerate((lab.c, 5 * lab.c, 70 * lab.c)):
+            set_entry(node, place, end + number * lab.c)
+    lab.add_garbage(3 * SECTOR)
+    guest = lab.start()
+    lab.write(lab.c + 512, 512, "a")
+    lab.write(6 * lab.c + 512, 512, "b")
+    guest.close()
+
+
+# --- check and repair ---------------------------------------------------------------------------
+
+
+def _repair(lab: Lab, repair: Repair) -> None:
+    """Record a check with repair of an image that is opened for it alone."""
+    lab.storage = CrashDisk(lab.image)
+    reader = lab.open(SectorDisk(lab.image, read_only=True), True)
+    node = QedNode(lab.storage, OpenFlags(read_only=False, check=True))
+    if node.backing_filename is not None:
+        node.attach_backing(SectorDisk(lab.backings[node.backing_filename], read_only=True))
+    lab.guest = Guest(Disk(node), lab.storage, reader)
+    assert node.check(repair).clean
+    lab.guest.close()
+
+
+@scenario
+def repair_entries(lab: Lab) -> None:
+    """Entries that point nowhere, in a table and in the L1 table, are cleared."""
+    lab.create(lab.span + 80 * lab.c)
+    with lab.prepared() as disk:
+        disk.write(0, stamp("old", 0, 512))
+        disk.write(lab.span, stamp("old", lab.span, 512))
+    with lab.edited(dirty=True) as node:
+        set_entry(node, lab.c, 1 << 40)
+        set_entry(node, 70 * lab.c, lab.c + 512)
+        node.tables.write_l1_entry(2, 1 << 41)
+    lab.damaged = True
+    _repair(lab, Repair(leaks=True, errors=True))
+
+
+@scenario
+def repair_shared_clusters(lab: Lab) -> None:
+    lab.create(6 * lab.c)
+    with lab.prepared() as disk:
+        disk.write(0, stamp("shared", 0, 1024))
+        disk.write(lab.c, stamp("leaked", lab.c, 1024))
+        disk.write(3 * lab.c, stamp("own", 3 * lab.c, 512))
+    with lab.edited() as node:
+        shared = node.map(0, 1)[3]
+        set_entry(node, lab.c, shared)
+        set_entry(node, 4 * lab.c, shared)
+    lab.damaged = True
+    _repair(lab, Repair(leaks=True, errors=True))
+
+
+@scenario
+def repair_shared_table(lab: Lab) -> None:
+    lab.create(lab.span + 6 * lab.c)
+    with lab.prepared() as disk:
+        disk.write(0, stamp("shared", 0, 1024))
+        disk.write(2 * lab.c, stamp("shared", 2 * lab.c, 512))
+        disk.write_zeroes(3 * lab.c, lab.c)
+    with lab.edited() as node:
+        node.tables.write_l1_entry(1, node.tables.l1_entry(0))
+    lab.damaged = True
+    _repair(lab, Repair(leaks=True, errors=True))
+
+
+@scenario
+def repair_leaks(lab: Lab) -> None:
+    """Data clusters move into holes in the middle, and the file is cut."""
+    lab.create(10 * lab.c)
+    with lab.prepared() as disk:
+        for number in range(8):
+            disk.write(number * lab.c, stamp(f"old{number}", number * lab.c, 512))
+    with lab.edited() as node:
+        for number in (1, 2, 5):
+            set_entry(node, number * lab.c, 0)
+    _repair(lab, Repair(leaks=True))
+
+
+@scenario
+def repair_leaks_before_tables(lab: Lab) -> None:
+    """A table has to move; where no hole is large enough for it, clusters make room."""
+    lab.create(2 * lab.span + 4 * lab.c)
+    with lab.prepared() as disk:
+        for number in range(8):
+            disk.write(number * lab.c, stamp(f"old{number}", number * lab.c, 512))
+        disk.write(lab.span, stamp("second", lab.span, 512))
+        disk.write(2 * lab.span, stamp("third", 2 * lab.span, 512))
+    with lab.edited() as node:
+        for number in (0, 2, 3, 5, 7):
+            set_entry(node, number * lab.c, 0)
+        set_entry(node, lab.span, 0)
+    _repair(lab, Repair(leaks=True))
+
+
+@scenario
+def repair_and_go_on(lab: Lab) -> None:
+    """New clusters stand where old ones were cut off."""
+    lab.create(10 * lab.c)
+    with lab.prepared() as disk:
+        for number in range(4):
+            disk.write(number * lab.c, stamp(f"old{number}", number * lab.c, lab.c))
+    with lab.edited() as node:
+        for number in (0, 1):
+            set_entry(node, number * lab.c, 0)
+    guest = lab.start()
+    lab.node.check(Repair(leaks=True))
+    lab.write(6 * lab.c + 512, 512, "a")
+    lab.write(7 * lab.c + 512, 512, "b")
+    guest.close()
+
+
+# --- failures -----------------------------------------------------------------------------------
+
+
+def failing(kind: str, number: int) -> Callable[[str, int], None]:
+    """Makes the `number`-th operation of a kind fail."""
+    left = number
+
+    def fail(asked: str, offset: int) -> None:
+        nonlocal left
+        if asked == kind:
+            left -= 1
+            if left == 0:
+                raise IoError("injected", "crash", operation=kind, offset=offset)
+
+    return fail
+
+
+def _failing_batch(lab: Lab, kind: str, number: int) -> None:
+    """A batch fails half way, its space is used again."""
+    guest = lab.start()
+    lab.write(512, 512, "a")
+    lab.storage.before = failing(kind, number)
+    with pytest.raises(IoError):
+        guest.write_many(
+            [(place, stamp("failed", place, lab.c)) for place in (lab.c, 3 * lab.c, 5 * lab.c)]
+        )
+    lab.storage.before = None
+    lab.write(2 * lab.c + 512, 512, "b")
+    lab.write(3 * lab.c + 512, 512, "c")
+    guest.close()
+
+
+@scenario
+def failing_data_write(lab: Lab) -> None:
+    lab.create(8 * lab.c)
+    _failing_batch(lab, "write", 3)
+
+
+@scenario
+def failing_table_write(lab: Lab) -> None:
+    lab.create(8 * lab.c)
+    _failing_batch(lab, "write", 4)
+
+
+@scenario
+def failing_data_write_over_backing(lab: Lab) -> None:
+    lab.add_backing("base", 4 * lab.c)
+    lab.create(8 * lab.c, "base")
+    _failing_batch(lab, "write", 3)
+
+
+@scenario
+def failing_flush_over_backing(lab: Lab) -> None:
+    lab.add_backing("base", 4 * lab.c)
+    lab.create(8 * lab.c, "base")
+    _failing_batch(lab, "flush", 1)
+
+
+# --- two threads --------------------------------------------------------------------------------
+
+
+def interleave(lab: Lab, first: Callable[[], None], second: Callable[[], None], pause: int) -> bool:
+    """Run `first` up to its `pause`-th operation, then `second`, then the rest of `first`.
+
+    Where `second` has to wait for `first`, that goes on as soon as this is seen. False if `first`
+    has no such operation.
+    """
+    paused, resume = threading.Event(), threading.Event()
+    done = 0
+
+    def before(kind: str, offset: int) -> None:
+        nonlocal done
+        if threading.current_thread() is one:
+            done += 1
+            if done == pause:
+                paused.set()
+                resume.wait(10)
+
+    def run_first() -> None:
+        try:
+            first()
+        finally:
+            ended.set()
+            paused.set()
+
+    ended = threading.Event()
+    one, two = threading.Thread(target=run_first), threading.Thread(target=second)
+    lab.storage.before = before
+    one.start()
+    paused.wait(10)
+    reached = not ended.is_set()
+    two.start()
+    two.join(0.05)
+    resume.set()
+    one.join(10)
+    two.join(10)
+    assert not one.is_alive() and not two.is_alive()
+    lab.storage.before = None
+    return reached
