@@ -8,7 +8,6 @@ lookup and one system call, no lock; everything else goes through `core/io`.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -31,9 +30,12 @@ if TYPE_CHECKING:
     from blocklayer.core.hooks import BeforeWrite, WriteHooks
     from blocklayer.core.stream import DiskStream
 
-_pread = os.pread
-_preadv = os.preadv
-_pwrite = os.pwrite
+try:
+    from os import pread as _pread
+    from os import preadv as _preadv
+    from os import pwrite as _pwrite
+except ImportError:  # nodes offer no inline path here, so nobody calls them
+    pass
 
 
 class Disk:

@@ -91,6 +91,11 @@ class Node:
         """The inline path through this node, if it has one."""
         return None
 
+    @property
+    def inline_descriptor(self) -> int | None:
+        """The descriptor whose offsets are this node's, if requests may bypass the node."""
+        return None
+
     # --- moving bytes: protocols and filters ----------------------------------------------------
 
     def readv(self, offset: int, vector: Vector) -> None:

@@ -107,8 +107,8 @@ class RawNode(FormatNode):
 
     def inline(self) -> Inline | None:
         """Straight to the file's descriptor."""
-        descriptor = getattr(self.file, "descriptor", None)
-        if descriptor is None or self.file.limits.request_alignment > 1:
+        descriptor = self.file.inline_descriptor
+        if descriptor is None:
             return None
         base = self._offset
         guarded = drivers.PROBE_LENGTH if self.probed else 0

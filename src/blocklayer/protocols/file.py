@@ -19,7 +19,7 @@ from blocklayer.base.options import OptionTree, parse_bool
 from blocklayer.core.drivers import PROTOCOL, Driver
 from blocklayer.core.node import Mapped, Node
 from blocklayer.core.opening import Opener, OpenFlags
-from blocklayer.protocols import file_locks, file_zero
+from blocklayer.protocols import file_io, file_locks, file_zero
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -90,6 +90,13 @@ class FileNode(Node):
             return file_locks.WRITER
         return file_locks.BACKING if self._flags.backing_role else file_locks.READER
 
+    @property
+    def inline_descriptor(self) -> int | None:
+        """The descriptor, where the inline path's system calls exist and need no alignment."""
+        if file_io.VECTORED and self.limits.request_alignment == 1:
+            return self.descriptor
+        return None
+
     # --- moving bytes ---------------------------------------------------------------------------
 
     def readv(self, offset: int, vector: Vector) -> None:
@@ -99,7 +106,7 @@ class FileNode(Node):
         while done < length:
             part = vector if not done else slice_vector(vector, done, length - done)
             try:
-                count = os.preadv(self.descriptor, part[:IOV_MAX], offset + done)
+                count = file_io.readv(self.descriptor, part[:IOV_MAX], offset + done)
             except OSError as error:
                 raise IoError.from_os(
                     error, "read", self.filename, offset + done, length - done
@@ -118,7 +125,7 @@ class FileNode(Node):
         while done < length:
             part = vector if not done else slice_vector(vector, done, length - done)
             try:
-                count = os.pwritev(self.descriptor, part[:IOV_MAX], offset + done)
+                count = file_io.writev(self.descriptor, part[:IOV_MAX], offset + done)
             except OSError as error:
                 raise IoError.from_os(
                     error, "write", self.filename, offset + done, length - done

@@ -263,6 +263,8 @@ class CrashDisk(SectorDisk):
         self.before: Callable[[str, int], None] | None = None
         """Called with kind and offset before each operation, by the thread that asks for it: may
         wait, to interleave threads, or raise, to make the operation fail."""
+        self.after: Callable[[Operation], None] | None = None
+        """Called after each operation; may raise, for one that fails and has been done."""
         self._held = set(self._sectors)
 
     @property
@@ -278,6 +280,8 @@ class CrashDisk(SectorDisk):
         super()._change(operation)
         self._held.update(operation.sectors)
         self.operations.append(operation)
+        if self.after is not None:
+            self.after(operation)
 
     def _ever_held(self) -> Iterable[int]:
         return sorted(self._held)

@@ -16,6 +16,7 @@ from typing import Any
 
 from blocklayer.base.errors import NotSupported
 from blocklayer.base.units import SECTOR, KiB
+from blocklayer.core.batch import READ, WRITE, WRITE_ZEROES, Request
 from blocklayer.core.disk import Disk
 from blocklayer.testing.liar import POISON
 from blocklayer.testing.model import Mismatch, ModelDisk
@@ -63,7 +64,7 @@ class Exercise:
         verbs = [
             *[self._read, self._read_into, self._read_many] * 3,
             *[self._write] * 6,
-            *[self._write_many, self._write_zeroes] * 3,
+            *[self._write_many, self._write_zeroes, self._submit] * 3,
             *[self._discard, self._flush, self._extents],
         ]
         if self._size_max:
@@ -163,6 +164,35 @@ class Exercise:
         self._note("write_many", [(offset, len(data)) for offset, data in requests])
         self.disk.write_many(requests, fua=self._rng.random() < 0.1)
         self.model.write_many(requests)
+
+    def _submit(self) -> None:
+        """A batch of any kinds, whose effect is that of its order."""
+        requests = [self._request(offset, length) for offset, length in self._ranges()]
+        self._note("submit", [(r.kind, r.offset, r.length) for r in requests])
+        self.disk.submit(requests)
+        for request in requests:
+            if request.error is not None:
+                raise request.error
+            self._follow(request)
+
+    def _request(self, offset: int, length: int) -> Request:
+        kind = self._rng.random()
+        if kind < 0.6:
+            return Request.write(offset, self.data(length), fua=self._rng.random() < 0.1)
+        if kind < 0.8:
+            return Request.read(offset, length)
+        if kind < 0.9:
+            return Request.write_zeroes(offset, length, unmap=self._rng.random() < 0.5)
+        return Request.flush()
+
+    def _follow(self, request: Request) -> None:
+        if request.kind == WRITE:
+            self.model.write(request.offset, request.data)
+        elif request.kind == WRITE_ZEROES:
+            self.model.write_zeroes(request.offset, request.length)
+        elif request.kind == READ:
+            assert request.result is not None
+            self.model.require(request.offset, request.result)
 
     def _write_zeroes(self) -> None:
         offset, length = self.range(self._length_max * 8)

@@ -738,59 +738,54 @@ def repair_and_go_on(lab: Lab) -> None:
 # --- failures -----------------------------------------------------------------------------------
 
 
-def failing(kind: str, number: int) -> Callable[[str, int], None]:
-    """Makes the `number`-th operation of a kind fail."""
+def fail_at(lab: Lab, kind: str, number: int, *, done: bool) -> None:
+    """Make the `number`-th operation of a kind from now on fail, `done` or not."""
     left = number
 
-    def fail(asked: str, offset: int) -> None:
+    def count(asked: str) -> None:
         nonlocal left
-        if asked == kind:
-            left -= 1
-            if left == 0:
-                raise IoError("injected", "crash", operation=kind, offset=offset)
+        left -= asked == kind
+        if left == 0 and asked == kind:
+            raise IoError("injected", "crash", operation=kind)
 
-    return fail
+    if done:
+        lab.storage.after = lambda operation: count(operation.kind)
+    else:
+        lab.storage.before = lambda asked, offset: count(asked)
 
 
-def _failing_batch(lab: Lab, kind: str, number: int) -> None:
-    """A batch fails half way, its space is used again."""
+def _failing(lab: Lab, kind: str, number: int, *, done: bool) -> None:
+    """A batch fails half way, and its space is used again."""
     guest = lab.start()
     lab.write(512, 512, "a")
-    lab.storage.before = failing(kind, number)
+    fail_at(lab, kind, number, done=done)
     with pytest.raises(IoError):
         guest.write_many(
             [(place, stamp("failed", place, lab.c)) for place in (lab.c, 3 * lab.c, 5 * lab.c)]
         )
-    lab.storage.before = None
+    lab.storage.before = lab.storage.after = None
     lab.write(2 * lab.c + 512, 512, "b")
     lab.write(3 * lab.c + 512, 512, "c")
     guest.close()
 
 
-@scenario
-def failing_data_write(lab: Lab) -> None:
-    lab.create(8 * lab.c)
-    _failing_batch(lab, "write", 3)
+def _add_failing(kind: str, number: int, *, done: bool, backing: bool) -> None:
+    def run(lab: Lab) -> None:
+        if backing:
+            lab.add_backing("base", 4 * lab.c)
+        lab.create(8 * lab.c, "base" if backing else None)
+        _failing(lab, kind, number, done=done)
+
+    how = "done" if done else "not_done"
+    run.__name__ = f"failing_{kind}_{number}_{how}{'_over_backing' if backing else ''}"
+    scenario(run)
 
 
-@scenario
-def failing_table_write(lab: Lab) -> None:
-    lab.create(8 * lab.c)
-    _failing_batch(lab, "write", 4)
-
-
-@scenario
-def failing_data_write_over_backing(lab: Lab) -> None:
-    lab.add_backing("base", 4 * lab.c)
-    lab.create(8 * lab.c, "base")
-    _failing_batch(lab, "write", 3)
-
-
-@scenario
-def failing_flush_over_backing(lab: Lab) -> None:
-    lab.add_backing("base", 4 * lab.c)
-    lab.create(8 * lab.c, "base")
-    _failing_batch(lab, "flush", 1)
+for _done in (False, True):
+    for _backing in (False, True):
+        for _number in (1, 3, 4):
+            _add_failing("write", _number, done=_done, backing=_backing)
+    _add_failing("flush", 1, done=_done, backing=True)
 
 
 # --- two threads --------------------------------------------------------------------------------

@@ -113,13 +113,51 @@ def test_unpleasant_storage(seed: int, cluster_size: int, table_size: int, liar:
     run_chain(seed, cluster_size, table_size, 2, LIARS[liar])
 
 
+@pytest.mark.parametrize("cache", ["writeback", "none", "writethrough"])
+@pytest.mark.parametrize(("cluster_size", "table_size"), [(4 * KiB, 1), (64 * KiB, 4)])
+def test_real_files(
+    seed: int, tmp_path: Path, cluster_size: int, table_size: int, cache: str
+) -> None:
+    rng = random.Random(seed)
+    model: ModelDisk | None = None
+    backing: Path | None = None
+    for depth in range(3):
+        path = tmp_path / f"layer{depth}.qed"
+        size = rng.randrange(2, 800) * cluster_size + rng.randrange(8) * SECTOR
+        blocklayer.create(
+            path,
+            format="qed",
+            size=size,
+            backing=backing,
+            cluster_size=cluster_size,
+            table_size=table_size,
+        )
+
+        def reopen(path: Path = path) -> Disk:
+            return blocklayer.open(path, mode="r+", discard="unmap", cache=cache)
+
+        model = ModelDisk(size, backing=model)
+        exercise = Exercise(
+            reopen(),
+            model,
+            seed=rng.getrandbits(32),
+            grain=cluster_size,
+            reopen=reopen,
+            size_max=size + 100 * cluster_size,
+        )
+        try:
+            exercise.run(150)
+        finally:
+            exercise.disk.close()
+        assert blocklayer.check(path).clean
+        backing = path
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("liar", LIARS)
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("table_size", TABLE_SIZES)
 @pytest.mark.parametrize("cluster_size", CLUSTER_SIZES)
-def test_everything(
-    seed: int, cluster_size: int, table_size: int, depth: int, liar: str
-) -> None:
+def test_everything(seed: int, cluster_size: int, table_size: int, depth: int, liar: str) -> None:
     for turn in range(10):
         run_chain(seed + turn, cluster_size, table_size, depth, LIARS[liar])

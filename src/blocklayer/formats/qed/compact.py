@@ -62,10 +62,7 @@ def compact(node: QedNode, used: ClusterMap) -> int:
         return 0
     while used.clusters > used.used:
         mover = _Mover(node, used)
-        if not mover.move_tables() and not mover.make_room():
-            if mover.is_blocked():
-                mover.slide_one()
-                continue
+        if not (mover.move_tables() or mover.make_room() or mover.slide_one()):
             mover.move_data()
             break
     end = (used.last_used() + 1) * node.cluster_size
@@ -89,23 +86,17 @@ class _Mover:
         self._size = node.cluster_size
         self._table_clusters = node.geometry.table_size
         self._goal = used.used
-        self._owners = _Owners(node, 0)
-
-    def _late_tables(self) -> list[int]:
-        """Tables that have to move, the last first."""
-        limit = self._goal * self._size - self._node.geometry.table_bytes
-        return sorted((table for table in self._owners.tables if table > limit), reverse=True)
-
-    def is_blocked(self) -> bool:
-        """Some table has to move and cannot."""
-        return bool(self._late_tables())
+        self._owners = _Owners(node, self._goal * self._size)
+        self._blocked = False
+        """A table has to move and cannot."""
 
     def move_tables(self) -> bool:
-        """Move what tables there are holes for. Whether there was one."""
+        """Move tables while there are holes for them. Whether there was one."""
         moved = False
-        for table in self._late_tables():
+        for table in sorted(self._owners.tables, reverse=True):
             target = self._hole()
             if target is None:
+                self._blocked = True
                 break
             self._move_table(table, target)
             moved = True
@@ -143,8 +134,9 @@ class _Mover:
 
     def make_room(self) -> bool:
         """Move data clusters to the end of the file so that a hole for a table appears."""
-        if not self._late_tables():
+        if not self._blocked:
             return False
+        self._owners = _Owners(self._node, 0)
         data = {offset // self._size for offset in self._owners.clusters}
         holes = {
             cluster
@@ -160,20 +152,24 @@ class _Mover:
         )
         return True
 
-    def slide_one(self) -> None:
+    def slide_one(self) -> bool:
         """Close the first hole by what stands behind it, a table, by way of the end of the file.
 
         For images that hardly have data: where no run of holes and data takes a table.
         """
-        first, count = next(self._used.free_runs(end=self._goal))
-        table = (first + count) * self._size
-        if table not in self._owners.tables:
-            source = max(cluster for cluster in self._owners.clusters if cluster >= table)
-            self._move_clusters([(source, first * self._size)])
-            return
-        away = self._at_the_end(self._table_clusters)
-        self._move_table(table, away)
-        self._move_table(away, first * self._size)
+        if not self._blocked:
+            return False
+        for first, count in self._used.free_runs(end=self._goal):
+            behind = (first + count) * self._size
+            if behind in self._owners.tables:
+                away = self._at_the_end(self._table_clusters)
+                self._move_table(behind, away)
+                self._move_table(away, first * self._size)
+                return True
+            if sources := [cluster for cluster in self._owners.clusters if cluster >= behind]:
+                self._move_clusters([(max(sources), first * self._size)])
+                return True
+        return False
 
     def move_data(self) -> None:
         """Move every data cluster behind the goal into the holes below it."""

@@ -83,6 +83,8 @@ class QedNode(FormatNode):
         self._flags = flags
         self._lock = threading.Lock()
         self._trimmed = False
+        self._cut = False
+        """Bytes behind `file_end` were cut off, but a power failure may still bring them back."""
         self._uncommitted = 0
         self._keep_need_check = False
         """Something may be wrong with the tables: the next opening has to look."""
@@ -218,8 +220,8 @@ class QedNode(FormatNode):
 
     def inline(self) -> Inline | None:
         """The inline path: one slice in the cache, one cluster, one descriptor."""
-        descriptor = getattr(self.file, "descriptor", None)
-        if descriptor is None or self.file.limits.request_alignment > 1:
+        descriptor = self.file.inline_descriptor
+        if descriptor is None:
             return None
         get_slice = self.tables.l2_slices.get
         slice_shift = self.geometry.slice_shift
@@ -313,7 +315,11 @@ class QedNode(FormatNode):
         if fresh and not self._trimmed:
             if self.file.size > host:
                 self.file.truncate(host)  # a partial cluster that belongs to nobody
+                self._cut = True
             self._trimmed = True
+        if self._cut:
+            self.file.flush()
+            self._cut = False
         if not fresh and end > self.file.size:
             raise OutOfRange(
                 f"No space left for '{self.filename}': its device has {self.file.size} bytes"
@@ -357,6 +363,7 @@ class QedNode(FormatNode):
                     if self.file.grows_zeroed:
                         self.file.truncate(plan.host)
                         self.file_end = plan.host
+                        self._cut = True
                 except BlocklayerError:
                     continue  # it stays leaked; the failure that led here is being reported
         self._end_allocation(len(plans))
@@ -581,7 +588,9 @@ class QedNode(FormatNode):
                 header.features &= ~F_NEED_CHECK
             if encoded:
                 self.file.writev(offset, [memoryview(encoded)])
-                self.file.flush()
+            # Not only the name: what was copied up, so that the old backing file is not needed any
+            # more, must be there before it goes.
+            self.file.flush()
             write_header(self.file, header)
             self.file.flush()
             self.header = header

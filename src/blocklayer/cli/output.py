@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing to people and to programs."""
+
+from __future__ import annotations
+
+import sys
+
+from blocklayer.cli.failures import PROGRAM
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def complain(message: str) -> None:
+    """One message on stderr, after the program's name."""
+    sys.stdout.flush()  # what was printed before stands before, also in a shared file
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """As QEMU's tools print it: indented by four, non-ASCII characters escaped."""
+    import json
+
+    print(json.dumps(value, indent=4))
+
+
+def print_specific(fields: dict[str, Any], indent: int = 4) -> None:
+    """What a format tells of itself, nested: ``lazy refcounts: false``."""
+    for name, value in fields.items():
+        label = " " * indent + name.replace("-", " ") + ":"
+        if isinstance(value, dict):
+            print(label)
+            print_specific(value, indent + 4)
+        elif isinstance(value, bool):
+            print(label, "true" if value else "false")
+        else:
+            print(label, value)

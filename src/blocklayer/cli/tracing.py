@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--trace: ``[enable=]PATTERN[,events=FILE][,file=FILE]``, as QEMU's tools take it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from blocklayer.base.options import split_options
+from blocklayer.cli.failures import Failure
+from blocklayer.core.events import Tracer, add_tracer, remove_tracer
+
+
+@contextlib.contextmanager
+def traced(specifications: list[str]) -> Iterator[None]:
+    """Events that match are printed while the command runs: to stderr, or to the file given."""
+    with contextlib.ExitStack() as stack:
+        for specification in specifications:
+            patterns, filename = _parse(specification)
+            stream = sys.stderr
+            if filename is not None:
+                stream = stack.enter_context(open(filename, "w", encoding="utf-8"))
+            for pattern in patterns:
+                tracer = Tracer(pattern, stream)
+                add_tracer(tracer)
+                stack.callback(remove_tracer, tracer)
+        yield
+
+
+def _parse(specification: str) -> tuple[list[str], str | None]:
+    """Patterns, and the file to write to."""
+    first, _, rest = specification.partition(",")
+    if "=" not in first:
+        specification = f"enable={first},{rest}"
+    patterns: list[str] = []
+    filename = None
+    for name, value in split_options(specification):
+        if name == "enable":
+            patterns.append(value)
+        elif name == "events":
+            patterns += _read_patterns(value)
+        elif name == "file":
+            filename = value
+        else:
+            raise Failure(f"Invalid parameter '{name}'")
+    return [pattern for pattern in patterns if pattern], filename
+
+
+def _read_patterns(filename: str) -> list[str]:
+    """One pattern a line; # begins a comment."""
+    with open(filename, encoding="utf-8") as file:
+        lines = [line.strip() for line in file]
+    return [line for line in lines if line and not line.startswith("#")]
