@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from blocklayer.base.align import div_ceil
+from blocklayer.formats.qed.layout import Header
 
 TIMEOUT = 60
 PROMPT = b"qemu-io> "
@@ -197,7 +198,8 @@ def false_leaks(path: Path) -> int:
     Files of at least that many clusters (16 MiB with clusters of 4 KiB) seem to have one more,
     which nobody references.
     """
-    cluster_size = int.from_bytes(path.read_bytes()[4:8], "little")
+    with path.open("rb") as file:
+        cluster_size = Header.unpack_from(file.read(Header.SIZE)).cluster_size
     length = path.stat().st_size // cluster_size * cluster_size
     return div_ceil(length, cluster_size - 1) - length // cluster_size
 

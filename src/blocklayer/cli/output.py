@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 def complain(message: str) -> None:
     """One message on stderr, after the program's name."""
-    sys.stdout.flush()  # what was printed before stands before, also in a shared file
+    try:
+        sys.stdout.flush()  # what was printed before stands before, also in a shared file
+    except OSError:
+        pass  # it may be what there is to complain about
     print(f"{PROGRAM}: {message}", file=sys.stderr)
 
 

@@ -37,6 +37,11 @@ class FilterNode(Node):
         return self.child.grows_zeroed
 
     @property
+    def zero_ability(self) -> str:
+        """As the child."""
+        return self.child.zero_ability
+
+    @property
     def hears(self) -> bool:  # type: ignore[override]
         """As the child."""
         return self.child.hears

@@ -37,6 +37,11 @@ NO_FALLBACK: Final = 2
 ALLOCATE: Final = 4
 """The range must be allocated afterwards."""
 
+# Abilities.
+NATIVE: Final = "native"
+EMULATE: Final = "emulate"
+NONE: Final = "none"
+
 Mapped: TypeAlias = "tuple[int, int, Node | None, int]"
 """(kind, length, child, host offset): child and host offset matter for DATA alone."""
 
@@ -90,6 +95,11 @@ class Node:
     def inline(self) -> Inline | None:
         """The inline path through this node, if it has one."""
         return None
+
+    @property
+    def zero_ability(self) -> str:
+        """How a writable node zeroes: NATIVE (cheaply), EMULATE (by writing), NONE (it cannot)."""
+        return EMULATE if type(self).zero is Node.zero else NATIVE
 
     @property
     def inline_descriptor(self) -> int | None:

@@ -55,6 +55,11 @@ class RawNode(FormatNode):
         """A device keeps what was on it."""
         return self.file.grows_zeroed
 
+    @property
+    def zero_ability(self) -> str:
+        """As the file."""
+        return self.file.zero_ability
+
     def map(self, offset: int, length: int) -> Mapped:
         """Always the file."""
         return DATA, length, self.file, offset + self._offset

@@ -28,6 +28,7 @@ class ImageInfo(Record, frozen=True):
     actual_size            bytes its file takes on the file system
     backing_filename       as stored in the image
     full_backing_filename  as seen from here; None if it cannot be told
+    limits                 alignments and largest transfer; zero-ability: native, emulate or none
     """
 
     filename: str
@@ -40,6 +41,7 @@ class ImageInfo(Record, frozen=True):
     full_backing_filename: str | None = None
     backing_format: str | None = None
     format_specific: dict[str, Any] = fresh(factory=dict)
+    limits: dict[str, Any] = fresh(factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """QEMU's ImageInfo: its names, and only the members that apply."""
@@ -142,7 +144,19 @@ def _describe(node: Node, shown: str) -> ImageInfo:
         full_backing_filename=full,
         backing_format=node.backing_format if isinstance(node, FormatNode) else None,
         format_specific=specific,
+        limits=_limits(node),
     )
+
+
+def _limits(node: Node) -> dict[str, Any]:
+    """What requests should look like, in bytes, and how zeroing is done if it is allowed."""
+    return {
+        "request-alignment": node.limits.request_alignment,
+        "max-transfer": node.limits.max_transfer,
+        "opt-transfer": node.limits.opt_transfer,
+        "zero-alignment": node.limits.zero_alignment,
+        "zero-ability": node.zero_ability,
+    }
 
 
 def _actual_size(node: Node) -> int | None:

@@ -17,7 +17,7 @@ from blocklayer.base.errors import InvalidArgument, IoError, NotSupported, OpenE
 from blocklayer.base.extent import DATA, ZERO
 from blocklayer.base.options import OptionTree, parse_bool
 from blocklayer.core.drivers import PROTOCOL, Driver
-from blocklayer.core.node import Mapped, Node
+from blocklayer.core.node import EMULATE, NATIVE, Mapped, Node
 from blocklayer.core.opening import Opener, OpenFlags
 from blocklayer.protocols import file_io, file_locks, file_zero
 
@@ -89,6 +89,11 @@ class FileNode(Node):
         if not read_only:
             return file_locks.WRITER
         return file_locks.BACKING if self._flags.backing_role else file_locks.READER
+
+    @property
+    def zero_ability(self) -> str:
+        """Native until the file system has refused every rung of the ladder."""
+        return NATIVE if self.abilities.zero_range or self.abilities.punch_hole else EMULATE
 
     @property
     def inline_descriptor(self) -> int | None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from blocklayer.base.errors import IoError
+from blocklayer.base.errors import IoError, OpenError
 from blocklayer.base.units import SECTOR
 from blocklayer.core.checking import Repair
 from blocklayer.core.disk import Disk
@@ -101,7 +101,9 @@ class Lab:
         """The image in `storage` over the backing file that it names."""
         node = node_class(storage, OpenFlags(read_only=read_only))
         if node.backing_filename is not None:
-            below = self.backings[node.backing_filename]
+            below = self.backings.get(node.backing_filename)
+            if below is None:
+                raise OpenError("there is no such backing file", node.backing_filename)
             node.attach_backing(SectorDisk(below, read_only=True, name=node.backing_filename))
         node.activate()
         return node
@@ -829,3 +831,21 @@ def interleave(lab: Lab, first: Callable[[], None], second: Callable[[], None], 
     assert not one.is_alive() and not two.is_alive()
     lab.storage.before = None
     return reached
+
+
+@scenario
+def rename_with_names_too_long_for_both(lab: Lab) -> None:
+    _rename(lab, "o" * 2500, "n" * 2600)
+
+
+@scenario
+def rename_three_times(lab: Lab) -> None:
+    lab.add_backing("base", 3 * lab.c)
+    names = ["b" * 1500, "c" * 1000, "d" * 2500, "e" * 700, "f"]
+    for name in names:
+        lab.backings[name] = lab.backings["base"]
+    lab.create(4 * lab.c, names[0])
+    guest = lab.start()
+    for name in names[1:]:
+        guest.change_backing(name, "raw")
+    guest.close()

@@ -166,15 +166,16 @@ def place_backing_name(header: Header, length: int) -> int | None:
     """Where in the header clusters a new name of `length` bytes can stand; None if nowhere.
 
     Beside the old name rather than over it, if there is room: then one write of one sector
-    switches from the old name to the new one, and a crash leaves either.
+    switches from the old name to the new one, and a crash leaves either. Names stand at one end or
+    the other, so that what is free is in one piece.
     """
     if length > BACKING_FILENAME_MAX:
         return None
     limit = header.header_size * header.cluster_size
     old_start = header.backing_filename_offset if header.features & F_BACKING_FILE else 0
     old_end = old_start + header.backing_filename_size if old_start else 0
-    for start in (Header.SIZE, max(old_end, Header.SIZE)):
+    for start in (Header.SIZE, limit - length):
         end = start + length
-        if end <= limit and (end <= old_start or start >= old_end):
+        if Header.SIZE <= start and end <= limit and (end <= old_start or start >= old_end):
             return start
     return Header.SIZE if Header.SIZE + length <= limit else None

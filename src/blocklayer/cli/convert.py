@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blk convert`: an image, or several in a row, into another format."""
+
+from __future__ import annotations
+
+from blocklayer.base.errors import CreateError
+from blocklayer.cli.failures import Failure
+from blocklayer.cli.output import complain
+from blocklayer.cli.parsing import (
+    FORCE_SHARE,
+    FORMAT,
+    IMAGE_OPTS,
+    PROGRESS,
+    QUIET,
+    Arguments,
+    Command,
+    Option,
+    cache_name,
+    create_options,
+    image_name,
+    option_tree,
+    size_argument,
+)
+from blocklayer.cli.progress import Running
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
+
+COMMAND = Command(
+    "convert",
+    "FILE [FILE2 ...] TARGET",
+    "Copy an image, or several one after the other, into a new image. Zeroes are not stored.",
+    (
+        FORMAT,
+        Option("-O", "FMT", "format of the target (default raw)"),
+        Option("-o", "OPTIONS", "options of the target: name=value,...; 'help' lists them"),
+        Option("-B --backing", "FILE", "backing file of the target: only differences are stored"),
+        Option("-F --backing-format", "FMT", "format of that backing file"),
+        Option("-n", "", "write into a target that exists"),
+        Option("--target-is-zero", "", "with -n: the target reads as zeroes everywhere"),
+        Option("--target-image-opts", "", "with -n: the target is named by options"),
+        Option("-c", "", "compress"),
+        Option("-C", "", "let the kernel copy (it does where it can, without being asked)"),
+        Option("-l", "SNAPSHOT", "copy a snapshot of the image"),
+        Option("-S", "SIZE", "how many zero bytes in a row become a hole (default 4k; 0: none)"),
+        Option("-m", "NUMBER", "requests at a time, 1 to 16 (accepted; the engine chooses)"),
+        Option("-W", "", "allow writing out of order (accepted; the engine chooses)"),
+        Option("-r", "RATE", "at most so many bytes a second"),
+        Option("--salvage", "", "take what cannot be read as zeroes"),
+        Option("--bitmaps", "", "copy persistent bitmaps, too"),
+        Option("--skip-broken-bitmaps", "", "with --bitmaps: leave inconsistent ones out"),
+        Option("-t", "CACHE", "cache mode of the target (default unsafe)"),
+        Option("-T", "CACHE", "cache mode of the source (default writeback)"),
+        PROGRESS,
+        QUIET,
+        IMAGE_OPTS,
+        FORCE_SHARE,
+    ),
+)
+
+WORKERS_MAX = 16
+DEFAULT_SPARSE_SIZE = 4096
+SPARSE_SIZE_MAX = 16 * 1024 * 1024
+
+
+def run(arguments: Arguments) -> int:
+    """The command."""
+    from blocklayer.ops.convert import convert
+
+    options = create_options(arguments)
+    if options is None:
+        from blocklayer.cli.create import options_help
+
+        print(options_help(arguments.last("O", "raw"), with_target=bool(arguments.names)))
+        return 0
+    sparse_size = _sparse_size(arguments)
+    _check_workers(arguments)
+    rate_limit = size_argument(arguments.last("r", "0"), "rate limit")
+    _check_combinations(arguments)
+    if len(arguments.names) < 2:
+        raise Failure("Must specify image file name")
+    *sources, target = arguments.names
+    cache = cache_name(arguments, "t", "unsafe")
+    source_cache = cache_name(arguments, "T", "writeback", what="source ")
+    target_format = arguments.last("O", "raw")
+    _add_backing(arguments, options)
+    with Running(arguments) as running:
+        try:
+            result = convert(
+                [image_name(arguments, source) for source in sources],
+                option_tree(target) if "target-image-opts" in arguments else target,
+                source_format=arguments.optional("format"),
+                format=target_format,
+                options=options,
+                create="n" not in arguments,
+                target_is_zero="target-is-zero" in arguments,
+                sparse_size=sparse_size,
+                cache=cache,
+                source_cache=source_cache,
+                force_share="force-share" in arguments,
+                rate_limit=rate_limit,
+                salvage="salvage" in arguments,
+                progress=running.report,
+                cancel=running.cancel,
+            )
+        except CreateError as error:
+            raise Failure(
+                f"{error.filename}: error while converting {target_format}: {error.message}"
+            ) from None
+    for offset, length in result.salvaged:
+        complain(f"warning: could not read {length} bytes at offset {offset}: taken as zeroes")
+    return 0
+
+
+def _sparse_size(arguments: Arguments) -> int:
+    if "S" not in arguments:
+        return DEFAULT_SPARSE_SIZE
+    size = size_argument(arguments.last("S"), "buffer size for sparse output")
+    if size % 512 or size > SPARSE_SIZE_MAX:
+        raise Failure(
+            "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512"
+            f" up to {SPARSE_SIZE_MAX}. Select 0 to disable sparse detection (fully allocates"
+            " output)."
+        )
+    return size
+
+
+def _check_workers(arguments: Arguments) -> None:
+    text = arguments.last("m", "8")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= WORKERS_MAX:
+        raise Failure(
+            "Invalid number of coroutines. Allowed number of coroutines is between 1 and"
+            f" {WORKERS_MAX}"
+        )
+
+
+def _check_combinations(arguments: Arguments) -> None:
+    """Options that contradict each other, or ask for what no format here can do."""
+    for present, refused, message in (
+        ("skip-broken-bitmaps", "bitmaps", "Use of --skip-broken-bitmaps requires --bitmaps"),
+        ("target-image-opts", "n", "--target-image-opts requires use of -n flag"),
+        ("target-is-zero", "n", "--target-is-zero requires use of -n flag"),
+    ):
+        if present in arguments and refused not in arguments:
+            raise Failure(message)
+    for first, second, message in (
+        ("target-image-opts", "O", "--image-opts and --format are mutually exclusive"),
+        ("C", "c", "Cannot enable copy offloading when -c is used"),
+        ("C", "S", "Cannot enable copy offloading when -S is used"),
+        ("C", "salvage", "Cannot use copy offloading in salvaging mode"),
+        ("n", "o", "-o has no effect when skipping image creation"),
+    ):
+        if first in arguments and second in arguments:
+            raise Failure(message)
+    for key, message in (
+        ("c", "Compression not supported for this file format"),
+        ("l", "Failed to load snapshot: this format has no internal snapshots"),
+        ("bitmaps", "Source lacks bitmap support"),
+    ):
+        if key in arguments:
+            raise Failure(message)
+
+
+def _add_backing(arguments: Arguments, options: dict[str, Any]) -> None:
+    """-B and -F are short for two of the -o options."""
+    for key, option in (("backing", "backing_file"), ("backing-format", "backing_fmt")):
+        if key in arguments:
+            options[option] = arguments.last(key)
+    if options.get("backing_file") and not options.get("backing_fmt"):
+        raise Failure("Use of backing file requires explicit backing format")

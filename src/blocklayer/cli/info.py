@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blk info`: what an image is."""
+
+from __future__ import annotations
+
+from blocklayer.cli.output import print_json
+from blocklayer.cli.parsing import (
+    FORCE_SHARE,
+    FORMAT,
+    IMAGE_OPTS,
+    OUTPUT,
+    Arguments,
+    Command,
+    Option,
+    one_image,
+    wants_json,
+)
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.ops.info import ImageInfo
+
+COMMAND = Command(
+    "info",
+    "FILE",
+    "Tell what an image is: format, sizes, backing file, whether it was closed properly.",
+    (
+        FORMAT,
+        OUTPUT,
+        Option("--backing-chain", "", "tell about everything it is backed by, too"),
+        IMAGE_OPTS,
+        FORCE_SHARE,
+    ),
+)
+
+
+def run(arguments: Arguments) -> int:
+    """The command."""
+    from blocklayer.ops.info import info, info_chain
+
+    as_json = wants_json(arguments)
+    name, format_name = one_image(arguments)
+    force_share = "force-share" in arguments
+    if "backing-chain" in arguments:
+        images = info_chain(name, format=format_name, force_share=force_share)
+        if as_json:
+            print_json([image.as_dict() for image in images])
+        else:
+            print("\n\n".join(map(describe, images)))
+        return 0
+    image = info(name, format=format_name, force_share=force_share)
+    if as_json:
+        print_json(image.as_dict())
+    else:
+        print(describe(image))
+    return 0
+
+
+def describe(image: ImageInfo) -> str:
+    """The lines for people."""
+    from blocklayer.base.units import format_size
+
+    size = image.actual_size
+    lines = [
+        f"image: {image.filename}",
+        f"file format: {image.format}",
+        f"virtual size: {format_size(image.virtual_size)} ({image.virtual_size} bytes)",
+        f"disk size: {'unavailable' if size is None else format_size(size)}",
+    ]
+    if image.cluster_size is not None:
+        lines.append(f"cluster_size: {image.cluster_size}")
+    if image.dirty_flag:
+        lines.append("cleanly shut down: no")
+    if image.backing_filename is not None:
+        lines.append(f"backing file: {image.backing_filename}{_actual_path(image)}")
+        if image.backing_format is not None:
+            lines.append(f"backing file format: {image.backing_format}")
+    return "\n".join(lines)
+
+
+def _actual_path(image: ImageInfo) -> str:
+    """Where the backing file is, unless its name says so."""
+    full = image.full_backing_filename
+    if full is None:
+        return " (cannot determine actual path)"
+    return "" if full == image.backing_filename else f" (actual path: {full})"

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blk measure`: how large an image would become."""
+
+from __future__ import annotations
+
+from blocklayer.base.errors import NotSupported
+from blocklayer.cli.failures import Failure
+from blocklayer.cli.output import print_json
+from blocklayer.cli.parsing import (
+    FORCE_SHARE,
+    FORMAT,
+    IMAGE_OPTS,
+    OUTPUT,
+    Arguments,
+    Command,
+    Option,
+    create_options,
+    image_name,
+    size_argument,
+    wants_json,
+)
+
+COMMAND = Command(
+    "measure",
+    "FILE | --size SIZE",
+    "Tell how large an image of another format would be, for an image's data or a size.",
+    (
+        Option("-O", "FMT", "format to measure (default raw)"),
+        Option("-o", "OPTIONS", "options of that format"),
+        Option("--size", "SIZE", "measure an empty disk of this size"),
+        FORMAT,
+        Option("-l", "SNAPSHOT", "measure a snapshot of the image"),
+        OUTPUT,
+        IMAGE_OPTS,
+        FORCE_SHARE,
+    ),
+)
+
+
+def run(arguments: Arguments) -> int:
+    """The command."""
+    from blocklayer.ops.measure import measure
+
+    as_json = wants_json(arguments)
+    size = None
+    if "size" in arguments:
+        size = size_argument(arguments.last("size"), "image size")
+    options = create_options(arguments)
+    target = arguments.last("O", "raw")
+    if options is None:
+        # As a value of an option like any other: there is no image yet to describe options of.
+        raise _invalid("help", target)
+    name = _name(arguments)
+    if name is not None:
+        if "l" in arguments:
+            raise NotSupported("Failed to load snapshot: this format has no internal snapshots")
+        name = image_name(arguments, name)
+    result = measure(
+        name,
+        size=size,
+        format=target,
+        source_format=arguments.optional("format"),
+        options=options,
+        force_share="force-share" in arguments,
+    )
+    if as_json:
+        print_json({"required": result.required, "fully-allocated": result.fully_allocated})
+    else:
+        print(f"required size: {result.required}")
+        print(f"fully allocated size: {result.fully_allocated}")
+    return 0
+
+
+def _name(arguments: Arguments) -> str | None:
+    """The image to measure; None to measure a size."""
+    names = arguments.names
+    if len(names) > 1:
+        raise Failure("At most one filename argument is allowed.")
+    if not names and any(key in arguments for key in ("image-opts", "format", "l")):
+        raise Failure("--image-opts, -f, and -l require a filename argument.")
+    if not names and "size" not in arguments:
+        raise Failure("Either --size N or one filename must be specified.")
+    if names and "size" in arguments:
+        raise Failure("--size N cannot be used together with a filename.")
+    return names[0] if names else None
+
+
+def _invalid(option: str, target: str) -> Failure:
+    return Failure(f"Invalid parameter '{option}'\nInvalid options for file format '{target}'")

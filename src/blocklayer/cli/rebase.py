@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blk rebase`: another backing file, or none, without changing what the disk shows."""
+
+from __future__ import annotations
+
+from blocklayer.base.errors import BlocklayerError, Cancelled, NotSupported, OpenError
+from blocklayer.cli.failures import Failure, UsageError
+from blocklayer.cli.parsing import (
+    FORCE_SHARE,
+    FORMAT,
+    IMAGE_OPTS,
+    PROGRESS,
+    QUIET,
+    Arguments,
+    Command,
+    Option,
+    cache_name,
+    one_image,
+)
+from blocklayer.cli.progress import Running
+
+COMMAND = Command(
+    "rebase",
+    "-b BACKING FILE",
+    "Give an overlay another backing file. What would change is copied into the overlay first.",
+    (
+        FORMAT,
+        Option("-b --backing", "FILE", "the new backing file; '' for none"),
+        Option("-F --backing-format", "FMT", "format of the new backing file"),
+        Option("-u", "", "unsafe: change the name only; right if the file has moved"),
+        Option("-t", "CACHE", "cache mode of the image (default writeback)"),
+        Option("-T", "CACHE", "cache mode of the backing files (default writeback)"),
+        PROGRESS,
+        QUIET,
+        IMAGE_OPTS,
+        FORCE_SHARE,
+    ),
+)
+
+
+def run(arguments: Arguments) -> int:
+    """The command."""
+    from blocklayer.ops.rebase import rebase
+
+    name, format_name = one_image(arguments)
+    backing = arguments.optional("backing")
+    unsafe = "u" in arguments
+    if backing is None and not unsafe:
+        raise UsageError("Must specify backing file (-b) or use unsafe mode (-u)")
+    cache = cache_name(arguments, "t", "writeback")
+    source_cache = cache_name(arguments, "T", "writeback", what="source ")
+    backing_format = _backing_format(arguments, backing)
+    with Running(arguments) as running:
+        try:
+            rebase(
+                name,
+                backing,
+                format=format_name,
+                backing_format=backing_format,
+                unsafe=unsafe,
+                cache=cache,
+                source_cache=source_cache,
+                progress=running.report,
+                cancel=running.cancel,
+            )
+        except (Cancelled, OpenError):
+            raise
+        except NotSupported:
+            raise _unchanged(backing, "Operation not supported") from None
+        except BlocklayerError as error:
+            raise _unchanged(backing, str(error)) from None
+    return 0
+
+
+def _backing_format(arguments: Arguments, backing: str | None) -> str | None:
+    """It must be given: a guess would be stored, and repeated at every opening."""
+    from blocklayer.core.drivers import is_known
+
+    format_name = arguments.optional("backing-format")
+    if format_name is not None and not is_known(format_name):
+        raise Failure(f"Invalid format name: '{format_name}'")
+    if backing and format_name is None:
+        raise _unchanged(backing, "backing format must be specified")
+    return format_name
+
+
+def _unchanged(backing: str | None, reason: str) -> Failure:
+    return Failure(f"Could not change the backing file to '{backing or ''}': {reason}")
