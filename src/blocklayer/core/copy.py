@@ -117,6 +117,23 @@ class _Piece:
     runs: list[tuple[int, int, bool]] = field(default_factory=list)
 
 
+class Pace:
+    """Holds a copy to a number of bytes per second; 0 does not."""
+
+    def __init__(self, rate_limit: int) -> None:
+        self._rate_limit = rate_limit
+        self._done = 0
+        self._started = time.monotonic()
+
+    def advance(self, amount: int) -> None:
+        """`amount` bytes were copied: sleep for as long as that was too fast."""
+        if self._rate_limit:
+            self._done += amount
+            ahead = self._done / self._rate_limit - (time.monotonic() - self._started)
+            if ahead > 0:
+                time.sleep(ahead)
+
+
 class _Stopped(Exception):
     """The writer has given up; the reader ends."""
 
@@ -139,7 +156,7 @@ class _Copy:
         self._free: queue.Queue[bytearray] = queue.Queue()
         self._ready: queue.Queue[_Piece | BaseException | None] = queue.Queue(BUFFERS)
         self._stop = threading.Event()
-        self._started = time.monotonic()
+        self._pace = Pace(options.rate_limit)
         for _ in range(BUFFERS):
             self._free.put(bytearray(PIECE))
 
@@ -150,9 +167,10 @@ class _Copy:
             while (piece := self._ready.get()) is not None:
                 if isinstance(piece, BaseException):
                     raise piece
+                before = self._result.data
                 self._write(piece)
                 self._reporter.advance(piece.length)
-                self._throttle()
+                self._pace.advance(self._result.data - before)
         finally:
             self._stop.set()
             reader.join()
@@ -298,13 +316,6 @@ class _Copy:
                 changed.append((position, part))
             position = end
         return changed
-
-    def _throttle(self) -> None:
-        limit = self._options.rate_limit
-        if limit:
-            ahead = self._result.data / limit - (time.monotonic() - self._started)
-            if ahead > 0:
-                time.sleep(ahead)
 
 
 def find_zeroes(

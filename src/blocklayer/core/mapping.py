@@ -25,7 +25,8 @@ def resolve(node: Node, offset: int, length: int, *, holes: bool = True) -> Exte
     depth = 0
     while True:
         if offset >= node.size:
-            return Extent(offset, length, False, True, False, depth)
+            # The layer above has nothing here either; its zeroes are its own, as QEMU counts.
+            return Extent(offset, length, False, True, False, max(0, depth - 1))
         length = min(length, node.size - offset)
         if not isinstance(node, FormatNode):
             below = _format_below(node, offset)

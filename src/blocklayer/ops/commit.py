@@ -8,6 +8,7 @@ import os
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.units import MiB
+from blocklayer.core.copy import Pace
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode
 from blocklayer.core.opening import FilenameLike, backing_path
@@ -23,13 +24,15 @@ def commit(
     base: str | os.PathLike[str] | None = None,
     keep: bool = False,
     cache: str = "writeback",
+    rate_limit: int = 0,
     progress: ProgressCallback | None = None,
     cancel: CancelToken | None = None,
 ) -> str:
     """Copy an overlay's content into its backing file, or into `base` further down the chain.
 
     The base grows if the overlay is larger. Afterwards the overlay is emptied, unless `keep` is
-    set or it was committed past layers that still hold older data. Returns the base's file name.
+    set or it was committed past layers that still hold older data. `rate_limit` is bytes per
+    second, 0 for none. Returns the base's file name.
     """
     with open_disk(name, mode="r+", format=format, cache=cache) as disk:
         top = disk.node
@@ -41,7 +44,8 @@ def commit(
             with Disk(target, owns_node=False) as base_disk:
                 if base_disk.size < disk.size:
                     base_disk.resize(disk.size)
-                _copy_down(disk, base_disk, depth, Reporter("commit", disk.size, progress, cancel))
+                reporter = Reporter("commit", disk.size, progress, cancel)
+                _copy_down(disk, base_disk, depth, reporter, Pace(rate_limit))
                 base_disk.flush()
         finally:
             target.reopen(read_only=True)
@@ -71,7 +75,7 @@ def _is_named(node: object, top: FormatNode, wanted: str) -> bool:
     return wanted == filename or backing_path(top.filename, wanted) == filename
 
 
-def _copy_down(disk: Disk, base: Disk, depth: int, reporter: Reporter) -> None:
+def _copy_down(disk: Disk, base: Disk, depth: int, reporter: Reporter, pace: Pace) -> None:
     """Every extent that lies above the base goes into the base."""
     for extent in disk.extents():
         if not extent.present or extent.depth >= depth:
@@ -89,6 +93,7 @@ def _copy_down(disk: Disk, base: Disk, depth: int, reporter: Reporter) -> None:
             count = min(PIECE, extent.end - position)
             base.write(position, disk.read(position, count))
             reporter.advance(count)
+            pace.advance(count)
             position += count
     reporter.finish()
 
