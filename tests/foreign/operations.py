@@ -86,9 +86,15 @@ class Generator:
         return [self._next() for _ in range(count)]
 
     def resized(self, size: int) -> None:
-        """The disk has another size; the cluster in which it ended may be a zero cluster."""
-        self._maybe_zero.update(range(min(size, self._size) // self._cluster, self._clusters(size)))
+        """The disk has another size."""
         self._size = size
+
+    def learn(self, disk: Disk) -> None:
+        """Look at an image's zero clusters, which not only requests make."""
+        for extent in disk.extents():
+            if extent.zero and extent.present and not extent.depth:
+                first = extent.offset // self._cluster
+                self._maybe_zero.update(range(first, self._clusters(extent.end)))
 
     def _clusters(self, size: int) -> int:
         return align_up(size, self._cluster) // self._cluster

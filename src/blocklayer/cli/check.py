@@ -84,9 +84,7 @@ def _check(arguments: Arguments, repair: str, cache: str) -> CheckResult:
     name, format_name = one_image(arguments)
     force_share = "force-share" in arguments
     try:
-        return check(
-            name, format=format_name, repair=repair, force_share=force_share, cache=cache
-        )
+        return check(name, format=format_name, repair=repair, force_share=force_share, cache=cache)
     except NotSupported as error:
         raise Failure(str(error), UNSUPPORTED) from None
 

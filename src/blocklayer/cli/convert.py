@@ -83,13 +83,14 @@ def run(arguments: Arguments) -> int:
     *sources, target = arguments.names
     cache = cache_name(arguments, "t", "unsafe")
     source_cache = cache_name(arguments, "T", "writeback", what="source ")
-    target_format = arguments.last("O", "raw")
+    by_options = "target-image-opts" in arguments
+    target_format = None if by_options else arguments.last("O", "raw")
     _add_backing(arguments, options)
     with Running(arguments) as running:
         try:
             result = convert(
                 [image_name(arguments, source) for source in sources],
-                option_tree(target) if "target-image-opts" in arguments else target,
+                option_tree(target) if by_options else target,
                 source_format=arguments.optional("format"),
                 format=target_format,
                 options=options,

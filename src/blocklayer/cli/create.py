@@ -75,11 +75,8 @@ def _create(
         if size is not None:
             raise Failure("The image size must be specified only once")
         size = options.pop("size")
-    backing = arguments.optional("backing")
-    backing = options.pop("backing_file", None) if backing is None else backing
-    backing_format = arguments.optional("backing-format")
-    stored_format = options.pop("backing_fmt", None)
-    backing_format = stored_format if backing_format is None else backing_format
+    backing = _either(arguments.optional("backing"), options.pop("backing_file", None))
+    backing_format = _either(arguments.optional("backing-format"), options.pop("backing_fmt", None))
     if backing == "":
         raise Failure("Expected backing file name, got empty string")
     if backing is not None and backing_format is None:
@@ -93,6 +90,11 @@ def _create(
         check_backing="u" not in arguments,
         **options,
     )
+
+
+def _either(first: str | None, second: str | None) -> str | None:
+    """-b and -F win over the same given by -o."""
+    return second if first is None else first
 
 
 def _refuse_to_guess(filename: str, backing: str, *, look: bool) -> None:

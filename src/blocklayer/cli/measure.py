@@ -50,13 +50,11 @@ def run(arguments: Arguments) -> int:
     if options is None:
         # As a value of an option like any other: there is no image yet to describe options of.
         raise _invalid("help", target)
-    name = _name(arguments)
-    if name is not None:
-        if "l" in arguments:
-            raise NotSupported("Failed to load snapshot: this format has no internal snapshots")
-        name = image_name(arguments, name)
+    filename = _filename(arguments)
+    if "l" in arguments:
+        raise NotSupported("Failed to load snapshot: this format has no internal snapshots")
     result = measure(
-        name,
+        None if filename is None else image_name(arguments, filename),
         size=size,
         format=target,
         source_format=arguments.optional("format"),
@@ -71,7 +69,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def _name(arguments: Arguments) -> str | None:
+def _filename(arguments: Arguments) -> str | None:
     """The image to measure; None to measure a size."""
     names = arguments.names
     if len(names) > 1:

@@ -26,9 +26,10 @@ def _check(definition: str) -> None:
     if "=" not in first:
         definition = f"qom-type={first},{rest}"
     properties = dict(split_options(definition))
-    for name in ("qom-type", "id"):
-        if name not in properties:
-            raise Failure(f"Parameter '{name}' is missing")
-    kind = properties["qom-type"]
+    kind = properties.get("qom-type")
+    if kind is None:
+        raise Failure("Parameter 'qom-type' is missing")
     if kind not in _HARMLESS and not kind.startswith(_PREFIXES):
         raise Failure(f"Parameter 'qom-type' does not accept value '{kind}'")
+    if "id" not in properties:
+        raise Failure("Parameter 'id' is missing")

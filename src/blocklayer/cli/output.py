@@ -39,3 +39,12 @@ def print_specific(fields: dict[str, Any], indent: int = 4) -> None:
             print(label, "true" if value else "false")
         else:
             print(label, value)
+
+
+def warn_of_guess(filename: str) -> None:
+    """Whoever controls the content of a raw image can make it be taken for another format."""
+    print(
+        f"WARNING: Image format was not specified for '{filename}' and probing guessed raw.\n"
+        "         A guess can be made wrong by what is written into the image: give -f raw.",
+        file=sys.stderr,
+    )

@@ -157,10 +157,9 @@ class Command:
 class Arguments:
     """A parsed command line."""
 
-    __slots__ = ("_values", "command", "names")
+    __slots__ = ("_values", "names")
 
-    def __init__(self, command: Command, pairs: list[tuple[str, str]], names: list[str]) -> None:
-        self.command = command
+    def __init__(self, pairs: list[tuple[str, str]], names: list[str]) -> None:
         self.names = names
         """Arguments that are no options."""
         self._values: dict[str, list[str]] = {}
@@ -190,7 +189,7 @@ def parse(command: Command, argv: list[str]) -> Arguments:
     kept = []
     if command.last_is_number:
         if argv[-1:] in (["-h"], ["--help"]):
-            return Arguments(command, [("help", "")], [])
+            return Arguments([("help", "")], [])
         if len(argv) < 2:
             raise UsageError("Not enough arguments")
         argv, kept = argv[:-1], argv[-1:]
@@ -198,7 +197,7 @@ def parse(command: Command, argv: list[str]) -> Arguments:
         pairs, names = getopt(command.options, argv)
     except BadOption as error:
         raise usage_error(error) from None
-    return Arguments(command, pairs, names + kept)
+    return Arguments(pairs, names + kept)
 
 
 def usage_error(error: BadOption) -> UsageError:
@@ -242,7 +241,9 @@ def wants_json(arguments: Arguments) -> bool:
     return output == "json"
 
 
-def cache_name(arguments: Arguments, key: str, default: str, *, what: str = "", code: int = 1) -> str:
+def cache_name(
+    arguments: Arguments, key: str, default: str, *, what: str = "", code: int = 1
+) -> str:
     """A cache mode; `what` distinguishes the source's from the target's in the error."""
     from blocklayer.core.opening import CACHE_MODES
 

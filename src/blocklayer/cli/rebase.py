@@ -63,7 +63,11 @@ def run(arguments: Arguments) -> int:
                 progress=running.report,
                 cancel=running.cancel,
             )
-        except (Cancelled, OpenError):
+        except Cancelled:
+            raise
+        except OpenError as error:
+            if error.filename in _paths(name, backing):
+                raise Failure(f"Could not open new backing file '{backing}': {error}") from None
             raise
         except NotSupported:
             raise _unchanged(backing, "Operation not supported") from None
@@ -82,6 +86,15 @@ def _backing_format(arguments: Arguments, backing: str | None) -> str | None:
     if backing and format_name is None:
         raise _unchanged(backing, "backing format must be specified")
     return format_name
+
+
+def _paths(name: object, backing: str | None) -> tuple[str, ...]:
+    """What the new backing file may be called in an error."""
+    from blocklayer.core.opening import backing_path
+
+    if not backing or not isinstance(name, str):
+        return ()
+    return backing, backing_path(name, backing)
 
 
 def _unchanged(backing: str | None, reason: str) -> Failure:

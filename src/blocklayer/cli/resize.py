@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from blocklayer.cli.failures import Failure, UsageError
-from blocklayer.cli.output import complain
+from blocklayer.cli.output import warn_of_guess
 from blocklayer.cli.parsing import (
     FORMAT,
     IMAGE_OPTS,
@@ -80,12 +80,3 @@ def _amount(text: str) -> int:
         ) from None
     except NumberTooLarge:
         raise Failure(f"Value '{text}' is out of range for parameter 'size'") from None
-
-
-def warn_of_guess(filename: str) -> None:
-    """A raw image's content may be made to look like another format by who writes it."""
-    complain(
-        f"warning: Image format was not specified for '{filename}' and probing guessed raw."
-        " Give it with -f raw: who controls the content of the image could make it be taken"
-        " for another format."
-    )

@@ -56,6 +56,14 @@ class CheckResult(Record):
         """Nothing is wrong, or nothing is wrong any more."""
         return not (self.check_errors or self.corruptions or self.leaks)
 
+    @property
+    def failure(self) -> str | None:
+        """What could not be read or written, if anything: the words for the first of it."""
+        if not self.check_errors:
+            return None
+        errors = (problem.message for problem in self.problems if problem.kind == "error")
+        return next(errors, "the check could not be finished")
+
     def report(self, problem: Problem, count: int = 1) -> None:
         """Count a problem and keep its description while there is room."""
         if problem.kind == "error":

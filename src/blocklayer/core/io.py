@@ -52,6 +52,8 @@ def read_mapped(node: FormatNode, offset: int, vector: Vector) -> None:
         part = slice_vector(vector, done, count)
         if kind == DATA:
             assert child is not None
+            if node.sink is not None:
+                node.sink(node, "read_aio", {"offset": offset + done, "length": count})
             child.readv(host, part)
         elif kind == ZERO:
             fill_zero(part)

@@ -244,9 +244,9 @@ class FaultNode(FilterNode):
         if rule is None:
             super().writev(offset, vector)
         else:
-            half = align_down(length // 2, SECTOR)
+            half = align_down(offset + length // 2, SECTOR) - offset
             done = {"none": 0, "half": half, "all": length}[rule.progress]
-            if done:
+            if done > 0:
                 super().writev(offset, slice_vector(vector, 0, done))
         self._hear("pwritev_done")
         if rule is not None:

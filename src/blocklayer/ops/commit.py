@@ -11,7 +11,7 @@ from blocklayer.base.units import MiB
 from blocklayer.core.copy import Pace
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode
-from blocklayer.core.opening import FilenameLike, backing_path
+from blocklayer.core.opening import FilenameLike, backing_path, is_same_file
 from blocklayer.ops.open_image import open_disk
 
 PIECE = 2 * MiB
@@ -37,7 +37,7 @@ def commit(
     with open_disk(name, mode="r+", format=format, cache=cache) as disk:
         top = disk.node
         if not isinstance(top, FormatNode) or top.backing is None:
-            raise InvalidArgument(f"Image '{disk.filename}' does not have a backing file")
+            raise InvalidArgument("Image does not have a backing file")
         target, depth = _find_base(top, base)
         target.reopen(read_only=False)
         try:
@@ -71,8 +71,10 @@ def _find_base(top: FormatNode, base: str | os.PathLike[str] | None) -> tuple[Fo
 
 
 def _is_named(node: object, top: FormatNode, wanted: str) -> bool:
+    """Whether `wanted` is a node's file, as seen from here or from the overlay."""
     filename = getattr(node, "filename", "")
-    return wanted == filename or backing_path(top.filename, wanted) == filename
+    paths = (wanted, backing_path(top.filename, wanted))
+    return filename in paths or any(is_same_file(path, filename) for path in paths)
 
 
 def _copy_down(disk: Disk, base: Disk, depth: int, reporter: Reporter, pace: Pace) -> None:

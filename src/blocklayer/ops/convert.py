@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.units import SECTOR, MiB
-from blocklayer.core import drivers
 from blocklayer.core.copy import ZERO_GRANULARITY, Concatenation, CopyOptions, CopyResult, copy
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode
 from blocklayer.core.opening import FilenameLike, is_same_file, path_of
 from blocklayer.ops.create import create as create_image
+from blocklayer.ops.create import find_driver
 from blocklayer.ops.open_image import open_disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -41,7 +41,7 @@ def convert(
     target: FilenameLike,
     *,
     source_format: str | None = None,
-    format: str = "raw",
+    format: str | None = "raw",
     options: dict[str, Any] | None = None,
     create: bool = True,
     target_is_zero: bool = False,
@@ -56,6 +56,7 @@ def convert(
 ) -> ConvertResult:
     """Copy one image, or several one after the other, into a new image.
 
+    format          of the target; None for what an existing target is
     options         create options of the target format, with ``backing_file`` and ``backing_fmt``:
                     over a backing file only what differs from it is written
     create          False writes into an image that exists and is large enough
@@ -88,7 +89,7 @@ def convert(
         made = None
         if create:
             _refuse_same_file(disks, target)
-            made = _create_target(target, format, wanted, whole.size)
+            made = _create_target(target, format or "raw", wanted, whole.size)
         try:
             with open_disk(target, mode="r+", format=format, cache=cache, discard="unmap") as disk:
                 if disk.size < whole.size:
@@ -138,9 +139,11 @@ def _allocate_zeroes(source: Disk | Concatenation, disk: Disk) -> None:
             disk.write_zeroes(extent.offset, extent.length, allocate=True)
 
 
-def _check_options(format_name: str, sparse_size: int, create: bool, target_is_zero: bool) -> None:
-    if not drivers.is_known(format_name) or drivers.load(format_name).create is None:
-        raise InvalidArgument(f"Unknown file format '{format_name}'")
+def _check_options(
+    format_name: str | None, sparse_size: int, create: bool, target_is_zero: bool
+) -> None:
+    if create:
+        find_driver(format_name or "raw")
     if sparse_size % SECTOR or not 0 <= sparse_size <= SPARSE_SIZE_MAX:
         raise InvalidArgument(
             "Invalid buffer size for sparse output specified. Valid sizes are multiples of"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 
 from blocklayer.base.errors import (
     BlocklayerError,
@@ -73,13 +74,8 @@ def _resolve(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything that can be wrong with the options is found here, before any file is touched."""
-    if not drivers.is_known(format_name) or drivers.load(format_name).create is None:
-        raise InvalidArgument(f"Unknown file format '{format_name}'")
-    driver = drivers.load(format_name)
-    known = {option.name for option in driver.create_options} | {"preallocation"}
-    for name in options:
-        if name not in known or name in ("backing_file", "backing_fmt", "size"):
-            raise InvalidArgument(f"Invalid parameter '{name}'")
+    driver = find_driver(format_name)
+    refuse_unknown(driver, options, but=("backing_file", "backing_fmt", "size"))
     resolved = dict(options)
     wanted = None if size is None else parse_size(size, "image size")
     if backing is not None and os.fspath(backing):
@@ -95,6 +91,23 @@ def _resolve(
     resolved["size"] = wanted
     assert driver.resolve is not None
     return driver.resolve(resolved)
+
+
+def find_driver(format_name: str) -> drivers.Driver:
+    """The driver of a format that images can be created in. Raises `InvalidArgument`."""
+    if not drivers.is_known(format_name) or drivers.load(format_name).create is None:
+        raise InvalidArgument(f"Unknown file format '{format_name}'")
+    return drivers.load(format_name)
+
+
+def refuse_unknown(
+    driver: drivers.Driver, options: Iterable[str], *, but: tuple[str, ...] = ()
+) -> None:
+    """Raises `InvalidArgument` for an option the format has not, or that is among `but`."""
+    known = {option.name for option in driver.create_options} | {"preallocation"}
+    for name in options:
+        if name not in known or name in but:
+            raise InvalidArgument(f"Invalid parameter '{name}'")
 
 
 def _look_at_backing(target: str, backing: str, format_name: str | None) -> tuple[int, str]:
@@ -122,7 +135,7 @@ def _make(
         if not existed:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
     except OSError as error:
-        raise CreateError(f"Could not create file: {error.strerror}", shown) from None
+        raise CreateError(f"Could not create '{shown}': {error.strerror}", shown) from None
     spoilt = not existed
     try:
         storage = _open_storage(target, locking)

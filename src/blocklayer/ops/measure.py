@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.units import parse_size
-from blocklayer.core import drivers
 from blocklayer.core.opening import FilenameLike
+from blocklayer.ops.create import find_driver, refuse_unknown
 from blocklayer.ops.open_image import open_disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -40,7 +40,8 @@ def measure(
             if name is None
             else "--size N cannot be used together with a filename."
         )
-    driver = drivers.load(format)
+    driver = find_driver(format)
+    refuse_unknown(driver, options or {})
     if driver.measure is None or driver.resolve is None:
         raise NotSupported(f"Block driver '{format}' does not support size measurement")
     if name is None:

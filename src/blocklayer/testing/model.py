@@ -194,8 +194,7 @@ class ModelDisk:
 
     def difference(self, offset: int, data: bytes) -> int | None:
         """The offset of the first byte of `data` that cannot be there; None if all can."""
-        expected = memoryview(self.content)[offset : offset + len(data)]
-        if data == expected:
+        if offset + len(data) <= self.size and self.content.startswith(data, offset):
             return None
         uncertain = set(self._uncertain(offset, len(data)))
         position = offset

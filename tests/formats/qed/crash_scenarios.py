@@ -15,6 +15,7 @@ import pytest
 
 from blocklayer.base.errors import IoError, OpenError
 from blocklayer.base.units import SECTOR
+from blocklayer.core import io as core_io
 from blocklayer.core.checking import Repair
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode, Node
@@ -42,12 +43,13 @@ class Lab:
 
     # --- before recording -----------------------------------------------------------------------
 
-    def add_backing(self, name: str, length: int, tag: str = "backing") -> None:
-        """A raw backing file: full for small clusters, else ends and middles of its clusters."""
+    def add_backing(self, name: str, length: int, first: int = 0) -> None:
+        """A raw backing file, with data from `first` on: small clusters full, large ones not."""
         disk = SectorDisk()
         step = SECTOR if self.c <= 4096 else self.c // 4
-        for offset in range(0, length, step):
-            disk.writev(offset, [memoryview(stamp(tag, offset, min(SECTOR, length - offset)))])
+        for offset in range(first, length, step):
+            data = stamp("backing", offset, min(SECTOR, length - offset))
+            disk.writev(offset, [memoryview(data)])
         disk.truncate(length)
         self.backings[name] = disk.snapshot()
 
@@ -133,17 +135,23 @@ def set_entry(node: QedNode, guest_offset: int, entry: int) -> None:
 
 Scenario = Callable[[Lab], None]
 SCENARIOS: dict[str, Scenario] = {}
+GROUPS: dict[str, list[str]] = {}
 
 
-def scenario(run: Scenario) -> Scenario:
-    SCENARIOS[run.__name__] = run
-    return run
+def scenario(group: str) -> Callable[[Scenario], Scenario]:
+    def add(run: Scenario) -> Scenario:
+        assert run.__name__ not in SCENARIOS
+        SCENARIOS[run.__name__] = run
+        GROUPS.setdefault(group, []).append(run.__name__)
+        return run
+
+    return add
 
 
 # --- allocating ---------------------------------------------------------------------------------
 
 
-@scenario
+@scenario("allocating")
 def first_allocation(lab: Lab) -> None:
     """A new L2 table and its first cluster, filled only in part."""
     lab.create(4 * lab.c)
@@ -153,7 +161,7 @@ def first_allocation(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("allocating")
 def first_whole_cluster(lab: Lab) -> None:
     lab.create(4 * lab.c)
     guest = lab.start()
@@ -161,7 +169,7 @@ def first_whole_cluster(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("allocating")
 def allocations_in_one_table(lab: Lab) -> None:
     lab.create(9 * lab.c)
     guest = lab.start()
@@ -176,7 +184,7 @@ def allocations_in_one_table(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("allocating")
 def allocations_without_flush(lab: Lab) -> None:
     """Everything is at stake at once."""
     lab.create(6 * lab.c)
@@ -186,7 +194,7 @@ def allocations_without_flush(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("allocating")
 def second_and_third_table(lab: Lab) -> None:
     lab.create(2 * lab.span + 4 * lab.c)
     guest = lab.start()
@@ -198,7 +206,7 @@ def second_and_third_table(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("allocating")
 def entries_in_two_sectors(lab: Lab) -> None:
     """One update of a table that can be torn: 64 entries fill a sector."""
     lab.create(80 * lab.c)
@@ -214,7 +222,7 @@ def entries_in_two_sectors(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("allocating")
 def last_cluster_is_cut(lab: Lab) -> None:
     """The disk ends inside of a cluster."""
     lab.add_backing("base", 3 * lab.c)
@@ -224,7 +232,7 @@ def last_cluster_is_cut(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("allocating")
 def partial_trailing_cluster(lab: Lab) -> None:
     """A crash before has left half a cluster of garbage where the next one is allocated."""
     lab.create(4 * lab.c)
@@ -238,7 +246,7 @@ def partial_trailing_cluster(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("allocating")
 def partial_trailing_cluster_becomes_table(lab: Lab) -> None:
     lab.create(lab.span + 4 * lab.c)
     lab.add_garbage(3 * SECTOR)
@@ -248,7 +256,7 @@ def partial_trailing_cluster_becomes_table(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("allocating")
 def overlay_with_partial_trailing_cluster(lab: Lab) -> None:
     lab.add_backing("base", 2 * lab.c)
     lab.create(4 * lab.c, "base")
@@ -277,22 +285,22 @@ def _overlay(lab: Lab, backing_size: int) -> None:
     guest.close()
 
 
-@scenario
+@scenario("overlays")
 def overlay_over_shorter(lab: Lab) -> None:
     _overlay(lab, 2 * lab.c + lab.c // 2 + 512)
 
 
-@scenario
+@scenario("overlays")
 def overlay_over_equal(lab: Lab) -> None:
     _overlay(lab, 4 * lab.c)
 
 
-@scenario
+@scenario("overlays")
 def overlay_over_longer(lab: Lab) -> None:
     _overlay(lab, 6 * lab.c)
 
 
-@scenario
+@scenario("overlays")
 def overlay_with_second_table(lab: Lab) -> None:
     lab.add_backing("base", 2 * lab.c)
     lab.create(lab.span + 4 * lab.c, "base")
@@ -302,7 +310,20 @@ def overlay_with_second_table(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("overlays")
+def copy_on_read(lab: Lab) -> None:
+    """Clusters are copied up without a guest's write: nothing it sees may ever change."""
+    lab.add_backing("base", 3 * lab.c - 512)
+    lab.create(4 * lab.c, "base")
+    with lab.prepared() as disk:
+        disk.write(2 * lab.c, stamp("old", 2 * lab.c, 512))
+    guest = lab.start()
+    core_io.copy_up(lab.node, 100, 2 * lab.c)
+    lab.write(lab.c + 512, 512)
+    guest.close()
+
+
+@scenario("overlays")
 def zero_cluster_over_backing(lab: Lab) -> None:
     """What surrounds the data is zero, not what is below."""
     lab.add_backing("base", 4 * lab.c)
@@ -318,7 +339,7 @@ def zero_cluster_over_backing(lab: Lab) -> None:
 # --- in place -----------------------------------------------------------------------------------
 
 
-@scenario
+@scenario("placed")
 def overwrite_in_place(lab: Lab) -> None:
     lab.create(4 * lab.c)
     with lab.prepared() as disk:
@@ -334,7 +355,7 @@ def overwrite_in_place(lab: Lab) -> None:
 # --- zeroing and discarding ---------------------------------------------------------------------
 
 
-@scenario
+@scenario("zeroes")
 def zeroes_without_backing(lab: Lab) -> None:
     """Unaligned, over allocated and unallocated clusters, with a new table for zeroes alone."""
     lab.create(lab.span + 6 * lab.c)
@@ -349,7 +370,7 @@ def zeroes_without_backing(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("zeroes")
 def zeroes_over_backing(lab: Lab) -> None:
     lab.add_backing("base", 5 * lab.c)
     lab.create(6 * lab.c, "base")
@@ -362,9 +383,9 @@ def zeroes_over_backing(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("zeroes")
 def zeroes_in_new_table_over_backing(lab: Lab) -> None:
-    lab.add_backing("base", lab.span + 2 * lab.c if lab.c == 4096 else 2 * lab.c)
+    lab.add_backing("base", lab.span + 2 * lab.c, first=lab.span - 2 * lab.c)
     lab.create(lab.span + 4 * lab.c, "base")
     guest = lab.start()
     guest.write_zeroes(lab.span - lab.c, 2 * lab.c)
@@ -372,7 +393,7 @@ def zeroes_in_new_table_over_backing(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("zeroes")
 def zeroes_that_allocate(lab: Lab) -> None:
     lab.add_backing("base", 3 * lab.c)
     lab.create(4 * lab.c, "base")
@@ -381,7 +402,7 @@ def zeroes_that_allocate(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("zeroes")
 def discard(lab: Lab) -> None:
     lab.create(6 * lab.c)
     with lab.prepared() as disk:
@@ -408,7 +429,7 @@ def _batch(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("batches")
 def batch(lab: Lab) -> None:
     """New clusters in an old and in a new table, and one in place, in one commit."""
     lab.create(lab.span + 6 * lab.c)
@@ -417,7 +438,7 @@ def batch(lab: Lab) -> None:
     _batch(lab)
 
 
-@scenario
+@scenario("batches")
 def batch_over_backing(lab: Lab) -> None:
     lab.add_backing("base", 6 * lab.c)
     lab.create(lab.span + 6 * lab.c, "base")
@@ -426,7 +447,20 @@ def batch_over_backing(lab: Lab) -> None:
     _batch(lab)
 
 
-@scenario
+@scenario("batches")
+def batch_with_gaps(lab: Lab) -> None:
+    """Gaps within a cluster may be filled with zeroes, but only where zeroes are what is there."""
+    lab.add_backing("base", 3 * lab.c)
+    lab.create(6 * lab.c, "base")
+    with lab.prepared() as disk:
+        disk.write_zeroes(lab.c, lab.c)
+    guest = lab.start()
+    places = [cluster * lab.c + step for cluster in (0, 1, 4) for step in (0, 1536)]
+    guest.write_many([(place, stamp("batch", place, 512)) for place in places])
+    guest.close()
+
+
+@scenario("batches")
 def batch_in_two_new_tables(lab: Lab) -> None:
     lab.add_backing("base", 2 * lab.c)
     lab.create(lab.span + 6 * lab.c, "base")
@@ -451,18 +485,18 @@ def _grow(lab: Lab, size: int, new: int) -> None:
     guest.close()
 
 
-@scenario
+@scenario("header")
 def grow_over_longer_backing(lab: Lab) -> None:
     """The old end is inside of a cluster that the backing file covers."""
     _grow(lab, 2 * lab.c + 1024, 5 * lab.c)
 
 
-@scenario
+@scenario("header")
 def grow_at_cluster_end(lab: Lab) -> None:
     _grow(lab, 2 * lab.c, 7 * lab.c + 512)
 
 
-@scenario
+@scenario("header")
 def grow_without_backing(lab: Lab) -> None:
     lab.create(lab.c + 1024)
     with lab.prepared() as disk:
@@ -474,7 +508,7 @@ def grow_without_backing(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("header")
 def shrink(lab: Lab) -> None:
     lab.create(lab.span + 4 * lab.c)
     with lab.prepared() as disk:
@@ -486,7 +520,7 @@ def shrink(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("header")
 def shrink_and_grow_over_backing(lab: Lab) -> None:
     """What was cut off must not come back, neither from here nor from below."""
     lab.add_backing("base", 4 * lab.c)
@@ -513,24 +547,42 @@ def _rename(lab: Lab, old: str, new: str) -> None:
     guest.close()
 
 
-@scenario
+@scenario("header")
 def rename_backing(lab: Lab) -> None:
     _rename(lab, "old", "new")
 
 
-@scenario
+@scenario("header")
 def rename_backing_to_longer(lab: Lab) -> None:
     """The new name crosses sectors."""
     _rename(lab, "old", "n" * 1500)
 
 
-@scenario
+@scenario("header")
 def rename_long_backing(lab: Lab) -> None:
     """The old name crosses sectors, and there is just room for both."""
     _rename(lab, "o" * 1900, "n" * 2100)
 
 
-@scenario
+@scenario("header")
+def rename_with_names_too_long_for_both(lab: Lab) -> None:
+    _rename(lab, "o" * 2500, "n" * 2600)
+
+
+@scenario("header")
+def rename_three_times(lab: Lab) -> None:
+    lab.add_backing("base", 3 * lab.c)
+    names = ["b" * 1500, "c" * 1000, "d" * 2500, "e" * 700, "f"]
+    for name in names:
+        lab.backings[name] = lab.backings["base"]
+    lab.create(4 * lab.c, names[0])
+    guest = lab.start()
+    for name in names[1:]:
+        guest.change_backing(name, "raw")
+    guest.close()
+
+
+@scenario("header")
 def remove_backing(lab: Lab) -> None:
     """Clusters of the backing file vanish with its name, all at once."""
     lab.add_backing("base", 3 * lab.c)
@@ -548,7 +600,7 @@ def remove_backing(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("header")
 def add_backing(lab: Lab) -> None:
     """An image becomes an overlay: its clusters without a place show what is below."""
     lab.add_backing("base", 3 * lab.c)
@@ -566,7 +618,7 @@ def add_backing(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("header")
 def make_empty(lab: Lab) -> None:
     lab.add_backing("base", 2 * lab.c)
     lab.create(lab.span + 4 * lab.c, "base")
@@ -586,7 +638,7 @@ def make_empty(lab: Lab) -> None:
 # --- NEED_CHECK ---------------------------------------------------------------------------------
 
 
-@scenario
+@scenario("dirty")
 def idle_between_allocations(lab: Lab) -> None:
     """The image is marked clean while it is open, and marked again."""
     lab.create(4 * lab.c)
@@ -602,7 +654,7 @@ def idle_between_allocations(lab: Lab) -> None:
         guest.close()
 
 
-@scenario
+@scenario("dirty")
 def reopen_read_only_and_back(lab: Lab) -> None:
     lab.create(4 * lab.c)
     guest = lab.start()
@@ -613,7 +665,7 @@ def reopen_read_only_and_back(lab: Lab) -> None:
     guest.close()
 
 
-@scenario
+@scenario("dirty")
 def open_dirty(lab: Lab) -> None:
     """Entries that point behind the end of the file, and clusters that nobody references."""
     lab.create(80 * lab.c)
@@ -648,7 +700,7 @@ def _repair(lab: Lab, repair: Repair) -> None:
     lab.guest.close()
 
 
-@scenario
+@scenario("repair")
 def repair_entries(lab: Lab) -> None:
     """Entries that point nowhere, in a table and in the L1 table, are cleared."""
     lab.create(lab.span + 80 * lab.c)
@@ -663,7 +715,7 @@ def repair_entries(lab: Lab) -> None:
     _repair(lab, Repair(leaks=True, errors=True))
 
 
-@scenario
+@scenario("repair")
 def repair_shared_clusters(lab: Lab) -> None:
     lab.create(6 * lab.c)
     with lab.prepared() as disk:
@@ -678,7 +730,7 @@ def repair_shared_clusters(lab: Lab) -> None:
     _repair(lab, Repair(leaks=True, errors=True))
 
 
-@scenario
+@scenario("repair")
 def repair_shared_table(lab: Lab) -> None:
     lab.create(lab.span + 6 * lab.c)
     with lab.prepared() as disk:
@@ -691,7 +743,7 @@ def repair_shared_table(lab: Lab) -> None:
     _repair(lab, Repair(leaks=True, errors=True))
 
 
-@scenario
+@scenario("repair")
 def repair_leaks(lab: Lab) -> None:
     """Data clusters move into holes in the middle, and the file is cut."""
     lab.create(10 * lab.c)
@@ -704,7 +756,7 @@ def repair_leaks(lab: Lab) -> None:
     _repair(lab, Repair(leaks=True))
 
 
-@scenario
+@scenario("repair")
 def repair_leaks_before_tables(lab: Lab) -> None:
     """A table has to move; where no hole is large enough for it, clusters make room."""
     lab.create(2 * lab.span + 4 * lab.c)
@@ -720,7 +772,7 @@ def repair_leaks_before_tables(lab: Lab) -> None:
     _repair(lab, Repair(leaks=True))
 
 
-@scenario
+@scenario("repair")
 def repair_and_go_on(lab: Lab) -> None:
     """New clusters stand where old ones were cut off."""
     lab.create(10 * lab.c)
@@ -780,7 +832,7 @@ def _add_failing(kind: str, number: int, *, done: bool, backing: bool) -> None:
 
     how = "done" if done else "not_done"
     run.__name__ = f"failing_{kind}_{number}_{how}{'_over_backing' if backing else ''}"
-    scenario(run)
+    scenario("failures")(run)
 
 
 for _done in (False, True):
@@ -833,19 +885,86 @@ def interleave(lab: Lab, first: Callable[[], None], second: Callable[[], None], 
     return reached
 
 
-@scenario
-def rename_with_names_too_long_for_both(lab: Lab) -> None:
-    _rename(lab, "o" * 2500, "n" * 2600)
+Pair = Callable[[Lab], tuple[Callable[[], None], Callable[[], None]]]
+PAIRS: dict[str, Pair] = {}
 
 
-@scenario
-def rename_three_times(lab: Lab) -> None:
-    lab.add_backing("base", 3 * lab.c)
-    names = ["b" * 1500, "c" * 1000, "d" * 2500, "e" * 700, "f"]
-    for name in names:
-        lab.backings[name] = lab.backings["base"]
-    lab.create(4 * lab.c, names[0])
+def pair(prepare: Pair) -> Pair:
+    PAIRS[prepare.__name__] = prepare
+    return prepare
+
+
+def run_pair(lab: Lab, name: str, pause: int) -> bool:
+    """Two threads at work, see `interleave`; then a flush by a third."""
+    first, second = PAIRS[name](lab)
+    reached = interleave(lab, first, second, pause)
+    lab.guest.flush()
+    lab.guest.close()
+    return reached
+
+
+def _two_writes(lab: Lab, one: int, two: int) -> tuple[Callable[[], None], Callable[[], None]]:
     guest = lab.start()
-    for name in names[1:]:
-        guest.change_backing(name, "raw")
-    guest.close()
+
+    def second() -> None:
+        lab.write(two, 700, "second")
+        guest.flush()
+
+    return lambda: lab.write(one, 700, "first"), second
+
+
+@pair
+def both_make_the_table(lab: Lab) -> tuple[Callable[[], None], Callable[[], None]]:
+    lab.create(4 * lab.c)
+    return _two_writes(lab, 512, lab.c + 512)
+
+
+@pair
+def both_make_the_table_of_an_overlay(lab: Lab) -> tuple[Callable[[], None], Callable[[], None]]:
+    lab.add_backing("base", 3 * lab.c)
+    lab.create(4 * lab.c, "base")
+    return _two_writes(lab, 512, lab.c + 512)
+
+
+@pair
+def same_cluster_of_an_overlay(lab: Lab) -> tuple[Callable[[], None], Callable[[], None]]:
+    lab.add_backing("base", 3 * lab.c)
+    lab.create(4 * lab.c, "base")
+    return _two_writes(lab, lab.c, lab.c + 2048)
+
+
+@pair
+def old_and_new_table_of_an_overlay(lab: Lab) -> tuple[Callable[[], None], Callable[[], None]]:
+    lab.add_backing("base", 3 * lab.c)
+    lab.create(lab.span + 4 * lab.c, "base")
+    with lab.prepared() as disk:
+        disk.write(2 * lab.c, stamp("old", 2 * lab.c, 512))
+    return _two_writes(lab, 512, lab.span + 512)
+
+
+@pair
+def write_and_zeroes(lab: Lab) -> tuple[Callable[[], None], Callable[[], None]]:
+    lab.create(6 * lab.c)
+    guest = lab.start()
+
+    def second() -> None:
+        guest.write_zeroes(2 * lab.c, 2 * lab.c)
+        lab.write(3 * lab.c + 512, 512, "second")
+        guest.flush()
+
+    return lambda: lab.write(lab.c - 512, 1024, "first"), second
+
+
+@pair
+def two_batches_of_an_overlay(lab: Lab) -> tuple[Callable[[], None], Callable[[], None]]:
+    lab.add_backing("base", 3 * lab.c)
+    lab.create(lab.span + 6 * lab.c, "base")
+    guest = lab.start()
+
+    def batch_at(tag: str, places: list[int]) -> None:
+        guest.write_many([(place, stamp(tag, place, 512)) for place in places])
+
+    return (
+        lambda: batch_at("first", [512, 2 * lab.c, lab.span]),
+        lambda: batch_at("second", [lab.c + 512, 3 * lab.c, lab.span + lab.c]),
+    )

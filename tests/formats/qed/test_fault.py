@@ -7,10 +7,11 @@ image that is consistent, or that says it is not and is mended by being opened.
 
 from __future__ import annotations
 
-import errno
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from blocklayer.core.batch import Request
 from blocklayer.core.checking import Repair
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import Node
+from blocklayer.filters import fault_rules
 from blocklayer.filters.fault import FaultNode
 from blocklayer.filters.fault_rules import (
     BLOCK_STATUS,
@@ -29,16 +31,17 @@ from blocklayer.filters.fault_rules import (
     READ,
     InjectError,
 )
+from blocklayer.formats.qed import driver
 from blocklayer.formats.qed.driver import QedNode
 from blocklayer.formats.qed.layout import F_NEED_CHECK, Header
-from blocklayer.testing.liar import Liar
 from blocklayer.testing.model import ModelDisk
+from blocklayer.testing.recorder import Recorder
 from tests.support.graphs import ALL, LEAKS, check, create, memory, open_disk, snapshot, tree
 
 CLUSTER = 4 * KiB
 SPAN = 2 * MiB
 """Guest bytes that one table of one cluster maps."""
-SIZE = 3 * SPAN + 5 * SECTOR
+SIZE = 2 * SPAN + 9 * CLUSTER + 5 * SECTOR
 RUNS_MAX = 400
 """More requests than any scenario has."""
 
@@ -144,15 +147,14 @@ class Actor:
     def resize(self, size: int) -> None:
         disk, model = self.disk, self.model
         assert disk is not None
-        other = model.overlay()
-        other.resize(size)
         if self.attempt(lambda: disk.resize(size)):
             model.resize(size)
         elif disk.size == size:
             self.alternatives.append(model.overlay())
             model.resize(size)
         else:
-            self.alternatives.append(other)
+            # Storage that fails for good can leave the new size in the header.
+            self.alternatives.append(model.overlay(size))
 
     def check(self, repair: Repair) -> None:
         def checking() -> None:
@@ -194,7 +196,7 @@ def noise(length: int, salt: int) -> bytes:
     ) * (length % 1024)
 
 
-# --- worlds ----------------------------------------------------------------------------------------
+# --- worlds ---
 
 
 def empty_world() -> World:
@@ -221,7 +223,7 @@ def overlay_world() -> World:
     """An empty overlay over a used image that is shorter."""
     base = used_world()
     node = memory()
-    size = SIZE + SPAN
+    size = SIZE + SPAN // 2
     create(node, size=size, cluster_size=CLUSTER, table_size=1, backing_file="base")
     return World(snapshot(node), base.overlay, base.model.overlay(size))
 
@@ -312,7 +314,7 @@ def dirty_world() -> World:
     return World(snapshot(node), None, world.model)
 
 
-# --- scenarios -------------------------------------------------------------------------------------
+# --- scenarios ---
 
 
 def first_allocation(actor: Actor) -> None:
@@ -374,7 +376,7 @@ def grow(actor: Actor) -> None:
 def shrink(actor: Actor) -> None:
     actor.resize(SPAN + 2 * SECTOR)
     actor.resize(12 * CLUSTER + SECTOR)
-    actor.resize(2 * SPAN)
+    actor.resize(SPAN + SPAN // 2)
 
 
 def repair_all(actor: Actor) -> None:
@@ -465,7 +467,8 @@ def examine(actor: Actor) -> None:
             models[-1].check(disk)
     finally:
         disk.close()
-    assert not check(actor.file).corruptions
+    found = check(actor.file)
+    assert read_header(actor.file).features & F_NEED_CHECK or not found.corruptions
     repaired = check(actor.file, ALL)
     assert not repaired.corruptions
     assert not repaired.leaks
@@ -511,3 +514,73 @@ def test_scenarios_are_right_without_failures(name: str) -> None:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_change_fails(name: str, once: bool, progress: str) -> None:
     enumerate_failures(name, CHANGING, once=once, progress=progress)
+
+
+@pytest.mark.parametrize("once", [True, False], ids=["once", "for good"])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_read_fails(name: str, once: bool) -> None:
+    enumerate_failures(name, frozenset({READ, BLOCK_STATUS}), once=once)
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if "overlay" in name])
+def test_every_read_of_the_backing_file_fails(name: str) -> None:
+    enumerate_failures(name, frozenset({READ}), once=True, where="base")
+
+
+@pytest.mark.parametrize("name", ["first allocation", "used overlay", "batch", "shrink", "compact"])
+def test_every_flush_fails(name: str) -> None:
+    """Alone, so that the number in a failure is that of the flush."""
+    enumerate_failures(name, frozenset({FLUSH}), once=True)
+
+
+# --- events ---
+
+EVENTS = (
+    *("l1_update", "l2_load", "l2_update", "need_check_set", "need_check_clear", "flush_to_disk"),
+    *("read_aio", "write_aio", "cow_read", "cow_write", "read_backing_aio"),
+)
+
+
+def announced(name: str) -> set[str]:
+    """Events of a scenario in which nothing fails."""
+    make, act = SCENARIOS[name]
+    actor = Actor(fresh_copy(make()), None, "overlay")
+    recorder = actor.top = Recorder(actor.top, events=True)
+    assert actor.open()
+    act(actor)
+    actor.close()
+    return {r.verb.removeprefix("event:") for r in recorder.requests if r.verb.startswith("event:")}
+
+
+def test_the_scenarios_meet_every_event() -> None:
+    met = set().union(*map(announced, SCENARIOS))
+    assert met == set(EVENTS)
+
+
+def test_every_event_in_the_source_is_known() -> None:
+    """To the fault filter, and to these tests."""
+    package = Path(driver.__file__).parents[2]
+    sources = [*package.glob("core/*.py"), *package.glob("formats/**/*.py")]
+    text = "\n".join(source.read_text("utf-8") for source in sources)
+    found = set(re.findall(r'(?:sink\(\s*\w+,|_announce\()\s*"(\w+)"', text))
+    assert found | {"l1_update", "l2_update"} == set(EVENTS)
+    assert found <= fault_rules.EVENTS
+
+
+@pytest.mark.parametrize("immediately", [True, False], ids=["at once", "at the request"])
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_failure_at_every_event(event: str, immediately: bool) -> None:
+    met = 0
+    for name, (make, act) in SCENARIOS.items():
+        for nth in count(1):
+            rule = InjectError(event, once=True, immediately=immediately, nth=nth)
+            if not immediately:
+                # The n-th request after the event's first announcement.
+                rule.iotypes = frozenset(IO_TYPES) - {BLOCK_STATUS}
+            actor = play(make(), act, rule, "overlay")
+            if rule.seen < nth or nth > 3:
+                break
+            met += 1
+            assert actor.failures or actor.told, f"{name}: a failure was kept secret"
+            examine(actor)
+    assert met

@@ -170,28 +170,55 @@ class Checker:
                 fixed=self.repair.errors,
             )
             return
-        shared = self.used.mark(self._cluster(table), self.geometry.table_size)
-        if shared:
+        first = self._cluster(table)
+        clusters = range(first, first + self.geometry.table_size)
+        alone = [cluster for cluster in clusters if not self.used.mark(cluster)]
+        if table in self._tables_seen:
             self._shared_table(index, table, place)
-            return
-        self._tables_seen.add(table)
-        self._check_l2(index, table)
+        elif len(alone) < len(clusters):
+            self._overlapping_table(index, table, place, alone)
+        else:
+            self._tables_seen.add(table)
+            self._check_l2(index, table)
 
     def _shared_table(self, index: int, table: int, place: int) -> None:
-        exact = table in self._tables_seen
-        fixed = exact and self.repair.errors and self.copy_shared
+        fixed = self.repair.errors and self.copy_shared
         if fixed:
             self._copy_table(index, table)
         self._corruption(
-            f"L1 entry {index}: the L2 table at {table:#x} is referenced more than once"
-            if exact
-            else f"L1 entry {index}: the L2 table at {table:#x} overlaps clusters in use",
-            "give the entry a copy of the table and of its clusters" if exact else "",
+            f"L1 entry {index}: the L2 table at {table:#x} is referenced more than once",
+            "give the entry a copy of the table and of its clusters",
             place,
             fixed=fixed,
         )
-        if not exact:
-            self._check_l2(index, table)
+
+    def _overlapping_table(self, index: int, table: int, place: int, alone: list[int]) -> None:
+        """Some clusters of the table belong to others already; those in `alone` do not."""
+        fixed = self.repair.errors and self.copy_shared
+        self._corruption(
+            f"L1 entry {index}: the L2 table at {table:#x} overlaps clusters in use",
+            "give the entry a copy of the table",
+            place,
+            fixed=fixed,
+        )
+        repair = self.repair
+        if fixed:
+            table = self._move_table(index, table)
+            for cluster in alone:
+                self.used.unmark(cluster)
+        else:
+            self.repair = Repair()  # whatever is mended here would damage somebody else's cluster
+        self._check_l2(index, table)
+        self.repair = repair
+
+    def _move_table(self, l1_index: int, table: int) -> int:
+        """Give an L1 entry a copy of its L2 table, which points to the same clusters."""
+        copy = self._copy_bytes(table, self.geometry.table_bytes)
+        self.node.file.flush()
+        self.node.tables.write_l1_entry(l1_index, copy)
+        self.node.tables.forget()
+        self._tables_seen.add(copy)
+        return copy
 
     def _check_l2(self, l1_index: int, table: int) -> None:
         self._last_host = 0

@@ -25,6 +25,7 @@ from blocklayer.base.errors import (
     BlocklayerError,
     CorruptImage,
     InvalidArgument,
+    IoError,
     NotSupported,
     OutOfRange,
     TruncatedImage,
@@ -53,6 +54,7 @@ from blocklayer.formats.qed.layout import (
     SLICE_ENTRIES,
     UNALLOCATED,
     ZERO_CLUSTER,
+    Header,
 )
 from blocklayer.formats.qed.tables import Tables
 
@@ -119,7 +121,14 @@ class QedNode(FormatNode):
         from blocklayer.formats.qed.check import check
 
         result = check(self, Repair(errors=True), copy_shared=False)
-        if result.clean or not (result.corruptions or result.check_errors):
+        if result.failure is not None:
+            # An entry that was not seen may point to space that is given out next.
+            raise IoError(
+                f"The image was not closed cleanly, and checking it failed: {result.failure}",
+                self.filename,
+                operation="open",
+            )
+        if not result.corruptions:
             self._cut_trailing_leaks()
             self.mark_clean()
             return
@@ -127,11 +136,10 @@ class QedNode(FormatNode):
         import logging
 
         logging.getLogger("blocklayer").warning(
-            "'%s' is damaged: %d corruptions and %d errors remain after the check on opening;"
+            "'%s' is damaged: %d corruptions remain after the check on opening;"
             " run 'blk check' on it",
             self.filename,
             result.corruptions,
-            result.check_errors,
         )
 
     def _cut_trailing_leaks(self) -> None:
@@ -491,9 +499,11 @@ class QedNode(FormatNode):
         """Flush, clear the bit, flush. Holds the lock, or is alone."""
         self.file.flush()
         self._announce("need_check_clear")
-        self._update_header(features=self.header.features & ~F_NEED_CHECK)
-        self.file.flush()
+        # Before it is on disk: if writing fails, the next allocation has to set the bit again.
+        self.header = self.header.replace(features=self.header.features & ~F_NEED_CHECK)
         self._marked_by_us = False
+        write_header(self.file, self.header)
+        self.file.flush()
 
     def mark_clean(self) -> None:
         """The tables are known to be consistent: clear NEED_CHECK."""
@@ -563,9 +573,22 @@ class QedNode(FormatNode):
 
     def set_image_size(self, size: int) -> None:
         """Write the disk's size into the header, and make it last."""
-        self._update_header(image_size=size)
-        self.size = size
-        self.file.flush()
+        with self._lock:
+            before = self.header
+            try:
+                self._update_header(image_size=size)
+            except BlocklayerError:
+                self._put_back(before)
+                raise
+            self.size = size
+            self.file.flush()
+
+    def _put_back(self, header: Header) -> None:
+        """A header write that failed may have happened: undo it, for what comes is relative to it."""
+        try:
+            write_header(self.file, header)
+        except BlocklayerError:
+            return  # the storage is gone; the first failure is being reported
 
     def change_backing(self, name: str | None, format_name: str | None) -> None:
         """Rewrite the backing file's name; the caller knows that the content fits it."""
@@ -581,11 +604,10 @@ class QedNode(FormatNode):
                 f"No space left in the file header: the name has {length} bytes and must fit"
                 f" {self.header.header_size} header clusters and {BACKING_FILENAME_MAX} bytes"
             )
-        header, encoded = with_backing(self.header, name, format_name, offset)
         with self._lock:
             if self.needs_check and self._marked_by_us:
                 self._clear_need_check()
-                header.features &= ~F_NEED_CHECK
+            header, encoded = with_backing(self.header, name, format_name, offset)
             if encoded:
                 self.file.writev(offset, [memoryview(encoded)])
             # Not only the name: what was copied up, so that the old backing file is not needed any

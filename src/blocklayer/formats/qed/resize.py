@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 
 from blocklayer.base.buffers import zero_vector
+from blocklayer.base.errors import IoError
 from blocklayer.base.extent import ZERO
 from blocklayer.core import io as core_io
 from blocklayer.core.checking import Repair
@@ -59,18 +60,23 @@ def shrink(node: QedNode, size: int) -> None:
             core_io.zero_range(child, host, count, 0)
     _clear_entries(node, end)
     node.file.flush()
-    from blocklayer.formats.qed.check import check
-
-    check(node, Repair(leaks=True))
+    _give_space_back(node)
 
 
 def make_empty(node: QedNode) -> None:
     """Make the whole disk unallocated and give its space back."""
     _clear_entries(node, 0)
     node.file.flush()
+    _give_space_back(node)
+
+
+def _give_space_back(node: QedNode) -> None:
+    """What nothing references any more; the disk is as it should be whether this works or not."""
     from blocklayer.formats.qed.check import check
 
-    check(node, Repair(leaks=True))
+    result = check(node, Repair(leaks=True))
+    if result.failure is not None:
+        raise IoError(result.failure, node.filename, operation="giving back space")
 
 
 def _clear_entries(node: QedNode, start: int) -> None:

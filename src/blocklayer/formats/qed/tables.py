@@ -202,7 +202,14 @@ class Tables:
             node.sink(node, event, {"offset": offset, "entries": len(values)})
         with self._lock:
             self._changes += 1
-        self._file.writev(offset, [memoryview(encode(sectors))])
+        try:
+            self._file.writev(offset, [memoryview(encode(sectors))])
+        except BaseException:
+            # It may have happened all the same. What is on disk is what counts: read it again.
+            with self._lock:
+                self._changes += 1
+                cache.pop(number, None)
+            raise
         with self._lock:
             self._changes += 1
             entries[first : first + len(values)] = values

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blk io`: small commands on an image, from the command line, a script or a person.
+
+Exit code: 1 if any command has failed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from blocklayer.cli import io_commands, io_control
+from blocklayer.cli.failures import PROGRAM, Failure, UsageError
+from blocklayer.cli.io_language import IoCommand, Quit, execute
+from blocklayer.cli.io_session import Opening, Session
+from blocklayer.cli.parsing import HELP, IMAGE_OPTS, OBJECT, Arguments, Command, Option
+
+COMMAND = Command(
+    "io",
+    "[-c COMMAND]... [FILE]",
+    "Read and write parts of an image. 'blk io -c help' lists the commands.",
+    (
+        Option("-c --cmd", "COMMAND", "a command; may be repeated. Without: read from stdin"),
+        Option("-f --format", "FMT", "format of the image; found by its signature if not given"),
+        Option("-r --read-only", "", "open read-only"),
+        Option("-s --snapshot", "", "writes go to a temporary overlay"),
+        Option("-n --nocache", "", "no host cache, short for -t none"),
+        Option("-C --copy-on-read", "", "store in the image what is read from its backing file"),
+        Option("-m --misalign", "", "misaligned buffers (accepted)"),
+        Option("-k --native-aio", "", "kernel AIO (accepted)"),
+        Option("-i --aio", "MODE", "AIO mode: threads, native or io_uring (accepted)"),
+        Option("-t --cache", "MODE", "cache mode (default: every write is flushed)"),
+        Option("-d --discard", "MODE", "discard mode: ignore or unmap (default)"),
+        Option("-U --force-share", "", "open although somebody else writes to the image"),
+        IMAGE_OPTS,
+    ),
+    common=(
+        OBJECT,
+        Option("-T --trace", "PATTERN", "print events of drivers that match: 'qed_*'"),
+        Option("-V --version", "", "show the version"),
+        HELP,
+    ),
+)
+
+PROMPT = f"{PROGRAM}> "
+
+_LETTERS = {
+    "read-only": "r",
+    "snapshot": "s",
+    "nocache": "n",
+    "copy-on-read": "C",
+    "native-aio": "k",
+    "aio": "i",
+    "cache": "t",
+    "discard": "d",
+    "force-share": "U",
+}
+"""The program's options that `open` has as well, under letters only."""
+
+
+def run(arguments: Arguments) -> int:
+    """The command."""
+    if "version" in arguments:
+        from blocklayer.cli.usage import version
+
+        print(version())
+        return 0
+    if len(arguments.names) > 1:
+        raise UsageError(f"Unexpected argument: {arguments.names[1]}")
+    opening = _opening(arguments)
+    session = Session(all_commands())
+    session.image_opts = opening.image_opts
+    try:
+        if arguments.names:
+            session.open(opening)
+        failed = _run_commands(session, arguments.all("cmd"))
+    finally:
+        session.close()
+        session.print_finished()
+    return 1 if failed else 0
+
+
+def _opening(arguments: Arguments) -> Opening:
+    image_opts = "image-opts" in arguments
+    if image_opts and "format" in arguments:
+        raise Failure("--image-opts and -f are mutually exclusive")
+    pairs = [(letter, value) for key, letter in _LETTERS.items() for value in arguments.all(key)]
+    path = arguments.names[0] if arguments.names else ""
+    opening = io_control.opening_from(Arguments(pairs, []), path, image_opts=image_opts)
+    return opening.replace(format=arguments.optional("format"))
+
+
+def all_commands() -> dict[str, IoCommand]:
+    """Commands by name and alias."""
+    commands = {}
+    for command in (*io_commands.COMMANDS, *io_control.COMMANDS):
+        commands[command.name] = command
+        if command.alias:
+            commands[command.alias] = command
+    return commands
+
+
+def _run_commands(session: Session, lines: list[str]) -> bool:
+    """Run what was given, or what stdin says; whether anything has failed."""
+    failed = False
+    try:
+        for line in lines or _typed_lines():
+            failed |= not execute(session, line)
+            session.print_finished()
+    except Quit:
+        pass
+    return failed
+
+
+def _typed_lines() -> Iterator[str]:
+    if not sys.stdin.isatty():
+        print(PROMPT, end="", flush=True)
+        for line in sys.stdin:
+            yield line.rstrip("\n")
+            print(PROMPT, end="", flush=True)
+        return
+    import readline  # noqa: F401 -- input() edits lines and remembers them if it is there
+
+    while True:
+        try:
+            yield input(PROMPT)
+        except EOFError:
+            print()
+            return

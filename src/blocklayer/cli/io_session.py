@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `blk io` holds between two commands: the open disk, and requests that are under way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+
+from blocklayer.base.errors import BlocklayerError, InvalidArgument
+from blocklayer.base.record import Record, fresh
+from blocklayer.cli.failures import Failure
+from blocklayer.cli.output import warn_of_guess
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
+
+    from blocklayer.base.options import OptionTree
+    from blocklayer.cli.io_language import IoCommand
+    from blocklayer.core.disk import Disk
+
+
+class Opening(Record):
+    """How a disk is opened. The defaults are qemu-io's: what is written is flushed at once."""
+
+    path: str = ""
+    options: dict[str, Any] = fresh(factory=dict)
+    image_opts: bool = False
+    """The path is an option string."""
+    format: str | None = None
+    read_only: bool = False
+    cache: str = "writethrough"
+    discard: str = "unmap"
+    force_share: bool = False
+    snapshot: bool = False
+    """Writes go to a temporary overlay, and are forgotten."""
+    copy_on_read: bool = False
+
+    def name(self) -> str | OptionTree:
+        """What to open: a name, or an option tree if there are options."""
+        from blocklayer.cli.parsing import option_tree
+        from blocklayer.core.opening import parse_name
+
+        name: str | OptionTree = option_tree(self.path) if self.image_opts else self.path
+        if not self.options and not self.copy_on_read:
+            return name
+        tree = parse_name(name) if self.path else {}
+        for key, value in self.options.items():
+            if isinstance(value, dict) and isinstance(tree.get(key), dict):
+                tree[key] = {**tree[key], **value}
+            else:
+                tree[key] = value
+        if self.format is not None:
+            tree["driver"] = self.format
+        return {"driver": "copy-on-read", "file": tree} if self.copy_on_read else tree
+
+
+class Session:
+    """The state of one run."""
+
+    def __init__(self, commands: dict[str, IoCommand]) -> None:
+        self.commands = commands
+        self.disk: Disk | None = None
+        self.opening = Opening()
+        self.image_opts = False
+        """File names are option strings, as the program was told."""
+        self.tags: set[str] = set()
+        """Of break points that have been set."""
+        self._running: list[threading.Thread] = []
+        self._finished: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+
+    # --- the disk -------------------------------------------------------------------------------
+
+    def open(self, opening: Opening) -> None:
+        """Open a disk. Raises `Failure`."""
+        if self.disk is not None:
+            raise Failure("file open already, try 'help close'")
+        try:
+            self.disk = _open(opening)
+        except BlocklayerError as error:
+            what = f"can't open device {opening.path}" if opening.path else "can't open"
+            raise Failure(f"{what}: {error}") from None
+        self.opening = opening
+        if not opening.read_only and opening.path and getattr(self.disk.node, "probed", False):
+            warn_of_guess(opening.path)
+
+    def reopen(self, opening: Opening) -> None:
+        """Open the same disk in another way. Raises `Failure`; then the old way holds."""
+        disk, old = self.disk, self.opening
+        assert disk is not None
+        self.wait()
+        if opening.replace(read_only=old.read_only) == old:
+            disk.reopen("r" if opening.read_only else "r+")
+            self.opening = opening
+            return
+        self.close()
+        try:
+            self.open(opening)
+        except Failure:
+            self.open(old)
+            raise
+
+    def require_writable(self) -> None:
+        """Raises `Failure` if the disk is open read-only."""
+        if self.disk is not None and self.disk.read_only:
+            raise Failure("Block node is read-only")
+
+    def close(self) -> None:
+        """Wait for what is under way, and close the disk if one is open."""
+        disk, self.disk = self.disk, None
+        if disk is None:
+            return
+        try:
+            self._release_suspended(disk)
+            self._join()
+        finally:
+            disk.close()
+
+    def _release_suspended(self, disk: Disk) -> None:
+        """Let go on whoever waits at a break point: nobody else will."""
+        node = fault_node(disk)
+        while self.tags and node is not None:
+            with contextlib.suppress(InvalidArgument):
+                node.remove_break(self.tags.pop())
+
+    # --- requests under way ---------------------------------------------------------------------
+
+    def start(self, work: Callable[[], list[str]]) -> None:
+        """Do `work` while other commands run; the lines it returns are printed later."""
+
+        def run() -> None:
+            lines = ["not enough memory"]
+            try:
+                lines = work()
+            except MemoryError:
+                pass
+            finally:
+                self._finished.put(lines)
+
+        thread = threading.Thread(target=run, name="blk-io", daemon=True)
+        self._running.append(thread)
+        thread.start()
+
+    def wait(self) -> None:
+        """Wait for everything that is under way, and print what became of it."""
+        self._join()
+        self.print_finished()
+
+    def _join(self) -> None:
+        for thread in self._running:
+            thread.join()
+        self._running.clear()
+
+    def print_finished(self) -> None:
+        """Print what became of requests that are done by now."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                for line in self._finished.get_nowait():
+                    print(line)
+
+
+def fault_node(disk: Disk) -> Any:
+    """The node with break points in a disk's graph; None without one."""
+    node = disk.node
+    while True:
+        if hasattr(node, "add_break"):
+            return node
+        below = [child for role, child in node.children.items() if role != "backing"]
+        if not below:
+            return None
+        node = below[0]
+
+
+def _open(opening: Opening) -> Disk:
+    from blocklayer.ops.open_image import open_disk
+
+    if opening.snapshot:
+        return _open_overlay(opening)
+    name = opening.name()
+    return open_disk(
+        name,
+        mode="r" if opening.read_only else "r+",
+        format=None if isinstance(name, dict) and "driver" in name else opening.format,
+        cache=opening.cache,
+        discard=opening.discard,
+        force_share=opening.force_share,
+    )
+
+
+def _open_overlay(opening: Opening) -> Disk:
+    """A new overlay that vanishes when it is closed."""
+    import json
+    import tempfile
+
+    from blocklayer.ops.create import create
+    from blocklayer.ops.open_image import open_disk
+
+    below = _open(opening.replace(snapshot=False, read_only=True))
+    size, format_name = below.size, below.format
+    below.close()
+    name = opening.name()
+    backing = os.path.abspath(name) if isinstance(name, str) else f"json:{json.dumps(name)}"
+    with tempfile.TemporaryDirectory(prefix="blk-io-") as directory:
+        overlay = os.path.join(directory, "overlay.qed")
+        create(
+            overlay,
+            format="qed",
+            size=size,
+            backing=backing,
+            backing_format=format_name,
+            check_backing=False,
+        )
+        # The open file outlives its name.
+        return open_disk(overlay, mode="r+", format="qed", cache="unsafe")
