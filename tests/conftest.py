@@ -20,6 +20,9 @@ ORDER = (
 )
 """From the ground up, so that the first test that fails is the cause."""
 
+COUNTED = "states after a crash"
+"""A property with a number that tests report; the summary of the run adds it up."""
+
 
 def pytest_configure() -> None:
     # mkfs and sfdisk are found by every user, and the peers speak English.
@@ -60,3 +63,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"{counts.total()} tests were SKIPPED, their tools are not there:")
         for reason, count in counts.most_common():
             terminalreporter.line(f"{count:6} {reason}")
+    ended = [*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())]
+    properties = [pair for report in ended for pair in report.user_properties]
+    if any(name == COUNTED for name, _ in properties):
+        total = sum(count for name, count in properties if name == COUNTED)
+        terminalreporter.line(f"{total} {COUNTED} were examined")

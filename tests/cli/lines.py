@@ -434,7 +434,6 @@ read 1M 1
 read 0 2M
 read 1020k 8k
 read 0 4G
-read 0 2147483136
 read 0 2147483137
 read 0 99999999999999999999
 read 0 1k1
@@ -695,9 +694,258 @@ IO_SCRIPTS = (
 
 @dataclass(frozen=True)
 class Difference:
-    """Where `blk` answers otherwise, on purpose; what is said here is held."""
+    """How `blk` answers otherwise than QEMU, on purpose. What is None is as QEMU has it."""
 
     reason: str
-    code: int
+    code: int | None = None
     stdout: str | None = None
     complaint: str | None = None
+    files: tuple[str, ...] = ()
+    """Files that differ afterwards."""
+
+
+_LEAKS = """
+{} leaked clusters were found on the image.
+This means waste of disk space, but no harm to data.
+"""
+_ERRORS = """
+{} errors were found on the image.
+Data may be corrupted, or further writes to the image may corrupt it.
+"""
+_REPAIRED = """The following inconsistencies were found and repaired:
+
+    {} leaked clusters
+    {} corruptions
+
+Double checking the fixed image now...
+No errors were found on the image.
+"""
+_QED_HELP = """Supported qed options:
+  backing_file=<str>     - File name of a base image
+  backing_fmt=<str>      - Image format of the base image
+  cluster_size=<size>    - Cluster size (in bytes)
+  size=<size>            - Virtual disk size
+  table_size=<size>      - L1/L2 table size (in clusters)
+"""
+_NAMED = "each problem is named, on stderr"
+_NO_PROTOCOL = "files have no create options of their own"
+_ANNOUNCED = "a new image is announced when it is there"
+_TARGET = "an error of the target names it, whatever it is"
+_NO_SNAPSHOTS = "there is no device whose name could be told"
+_NAME_TWICE = "the file that could not be opened is named by the error itself"
+_UNALIGNED = "ERROR: L2 entry 16 of table 0 (guest offset 0x10000): the cluster at 0x12345 is not"
+_SHARED = (
+    "ERROR: L2 entry 17 of table 0 (guest offset 0x11000): the cluster at 0x4000 is referenced"
+)
+_LEAKED = "Leaked: 2 leaked clusters at 0x17000: nothing references them"
+
+IMG_DIFFERENCES = {
+    "info folder": Difference(
+        "block devices are welcome, too",
+        complaint="TOOL: Could not open 'folder': The file is neither a regular file nor",
+    ),
+    "info ''": Difference("said plainly", complaint="TOOL: The file name is empty"),
+    "info -Ux data.qed": Difference(
+        "the letter is what is wrong, not the cluster of letters (or even the word before it)",
+        complaint="TOOL: unrecognized option '-x'",
+    ),
+    "check leaky.qed": Difference(_NAMED, complaint=_LEAKED),
+    "check wrong.qed": Difference(_NAMED, complaint=_UNALIGNED),
+    "check twice.qed": Difference(_NAMED, complaint=_SHARED),
+    "check -r all wrong.qed": Difference(
+        "leaks can be given back",
+        code=0,
+        stdout=_REPAIRED.format(1, 1)
+        + "17/256 = 6.64% allocated, 11.76% fragmented, 0.00% compressed clusters\n",
+        complaint=_UNALIGNED,
+    ),
+    "check -r leaks wrong.qed": Difference(
+        "repairing leaks repairs leaks alone, and none while entries are wrong",
+        code=2,
+        stdout=_ERRORS.format(1)
+        + _LEAKS.format(1)
+        + "18/256 = 7.03% allocated, 11.11% fragmented, 0.00% compressed clusters\n",
+        complaint=_UNALIGNED,
+        files=("wrong.qed",),
+    ),
+    "check -r all leaky.qed": Difference(
+        "leaks can be given back",
+        code=0,
+        stdout=_REPAIRED.format(2, 0)
+        + "18/256 = 7.03% allocated, 5.56% fragmented, 0.00% compressed clusters\n",
+        complaint=_LEAKED,
+    ),
+    "check -r leaks leaky.qed": Difference(
+        "leaks can be given back",
+        code=0,
+        stdout=_REPAIRED.format(2, 0)
+        + "18/256 = 7.03% allocated, 5.56% fragmented, 0.00% compressed clusters\n",
+        complaint=_LEAKED,
+    ),
+    "check -r all twice.qed": Difference(
+        "a cluster that is shared by mistake can be copied",
+        code=0,
+        stdout=_REPAIRED.format(1, 1)
+        + "18/256 = 7.03% allocated, 16.67% fragmented, 0.00% compressed clusters\n",
+        complaint=_SHARED,
+    ),
+    "create -f qed -o cluster_size=5k new.qed 1M": Difference(
+        _ANNOUNCED, stdout="", files=("new.qed",)
+    ),
+    "create -f qed -o table_size=3 new.qed 1M": Difference(
+        _ANNOUNCED, stdout="", files=("new.qed",)
+    ),
+    "create -f qed nofolder/new.qed 1M": Difference(_ANNOUNCED, stdout=""),
+    "create -o preallocation=foo new.raw 1M": Difference(
+        _ANNOUNCED, stdout="", complaint="TOOL: new.raw: Unsupported preallocation mode 'foo'"
+    ),
+    "create -f qed folder 1M": Difference(
+        _ANNOUNCED,
+        stdout="",
+        complaint="TOOL: folder: Could not create image: Could not open 'folder': Is a directory",
+    ),
+    "create -f qed -o cluster_size new.qed 1M": Difference(
+        "what is wrong, and how to say it right, in one sentence",
+        complaint="TOOL: new.qed: Invalid cluster_size 'on': give bytes, or a number with one of",
+    ),
+    "create -f qed -o help": Difference(_NO_PROTOCOL, stdout=_QED_HELP),
+    "create -f qed -o '?'": Difference(_NO_PROTOCOL, stdout=_QED_HELP),
+    "create -f qed -o foo=1,help": Difference(_NO_PROTOCOL, stdout=_QED_HELP),
+    "create -f raw -o help": Difference(
+        _NO_PROTOCOL,
+        stdout="Supported raw options:\n"
+        "  preallocation=<str>    - Preallocation mode (allowed values: off, falloc, full)\n"
+        "  size=<size>            - Virtual disk size\n",
+    ),
+    "create -f qed -b data.raw -F foo new.qed 1M": Difference(
+        _NAME_TWICE, complaint="TOOL: new.qed: Could not open 'data.raw': Unknown driver 'foo'"
+    ),
+    "create -f qed -b new.qed -F qed new.qed 1M": Difference(
+        "the file is not there yet: there is nothing that it could be the same as",
+        complaint="TOOL: new.qed: Could not open 'new.qed': No such file or directory",
+    ),
+    "create -f qed new.qed 1000": Difference(
+        "told is the size the disk has",
+        stdout="Formatting 'new.qed', fmt=qed size=1024 cluster_size=65536\n",
+    ),
+    "compare -s data.qed empty.qed": Difference(
+        "where the image ends is no part of an extent's status",
+        stdout="Strict mode: Offset 65536 block status mismatch!\n",
+    ),
+    "compare -p data.qed data.qed": Difference(
+        "the answer does not stand in the line of the progress",
+        stdout="\nImages are identical.\n",
+    ),
+    "convert -O qed -o foo=1 data.qed new.qed": Difference(
+        _TARGET, complaint="TOOL: new.qed: error while converting qed: Invalid parameter 'foo'"
+    ),
+    "convert -O qed -o cluster_size=5k data.qed new.qed": Difference(
+        "a failed creation leaves nothing behind", files=("new.qed",)
+    ),
+    "convert -O qed -o help": Difference(_NO_PROTOCOL, stdout=_QED_HELP),
+    "convert -B data.qed -F qed over.qed new.raw": Difference(
+        _TARGET,
+        complaint="TOOL: new.raw: error while converting raw: Backing file not supported for",
+    ),
+    "convert -O qed -B nonexistent -F qed data.qed new.qed": Difference(
+        "the backing file is looked for before anything is made",
+        complaint="TOOL: new.qed: error while converting qed: Could not open 'nonexistent'",
+        files=("new.qed",),
+    ),
+    "convert -l foo data.qed new.raw": Difference(
+        _NO_SNAPSHOTS, complaint="TOOL: Failed to load snapshot: this format has no internal"
+    ),
+    "convert -t foo data.qed new.raw": Difference(
+        "a wrong cache mode is noticed before the target is made", files=("new.raw",)
+    ),
+    "convert data.qed data.qed": Difference(
+        "said plainly",
+        complaint="TOOL: 'data.qed' is part of the source and cannot be the target",
+    ),
+    "convert data.qed ''": Difference("said plainly", complaint="TOOL: The file name is empty"),
+    "resize --shrink data.qed -512k": Difference(
+        "QED disks can shrink",
+        code=0,
+        stdout="Image resized.\n",
+        complaint="",
+        files=("data.qed",),
+    ),
+    "resize -f raw --preallocation=metadata data.raw 1M": Difference(
+        "one wording for all formats", complaint="TOOL: Unsupported preallocation mode 'metadata'"
+    ),
+    "resize data.qed 9999999999G": Difference(
+        "too large is not negative",
+        complaint="TOOL: Value '9999999999G' is out of range for parameter 'size'",
+    ),
+    "rebase -b over.qed -F qed over.qed": Difference(
+        _NAME_TWICE,
+        complaint="TOOL: Could not open new backing file 'over.qed': Could not open 'over.qed':"
+        ' Failed to get shared "write" lock',
+    ),
+    "commit data.raw": Difference(
+        "nothing is written: no guess can do harm",
+        complaint="TOOL: Image does not have a backing file",
+    ),
+    "measure -O qed data.qed": Difference(
+        "QED can be measured",
+        code=0,
+        stdout="required size: 720896\nfully allocated size: 1638400\n",
+        complaint="",
+    ),
+    "measure -l foo data.qed": Difference(
+        _NO_SNAPSHOTS, complaint="TOOL: Failed to load snapshot: this format has no internal"
+    ),
+}
+
+_DISCARDED = "QED gives the space back"
+_READ_HELP = """USAGE of read
+ -b -- the VM state instead of the disk
+ -C -- report statistics for programs
+ -l LENGTH -- with -P: bytes to look at
+ -p -- ignored, as others ignore it
+ -P PATTERN -- every byte must be this one
+ -q -- no statistics
+ -s OFFSET -- with -P: bytes not to look at first
+ -v -- dump what was read
+"""
+
+IO_DIFFERENCES = {
+    "write -z -n 128k 64k": Difference(
+        "whole QED clusters are zeroed without writing zeroes",
+        code=0,
+        stdout="wrote 65536/65536 bytes at offset 131072\n64 KiB, 1 ops; TIME\n",
+    ),
+    "discard 64k 4k": Difference(_DISCARDED, files=("data.qed",)),
+    "discard -q 64k 4k": Difference(_DISCARDED, files=("data.qed",)),
+    "discard -C 64k 4k": Difference(_DISCARDED, files=("data.qed",)),
+    "d 64k 4k": Difference(_DISCARDED, files=("data.qed",)),
+    "truncate 512k": Difference("QED disks can shrink", code=0, complaint="", files=("data.qed",)),
+    "truncate 2M 3M": Difference(
+        "a second size is a mistake", code=1, stdout="USAGE of truncate\n", files=("data.qed",)
+    ),
+    "help read": Difference("our own words", stdout=_READ_HELP),
+}
+
+_OWN_USAGE = "wrong options are told in one way by all commands, without the whole help"
+_FORCE_SHARE = "TOOL: can't open device data.qed: force_share can only be used with read-only disks"
+
+IO_PROGRAM_DIFFERENCES = {
+    '-c "open -o foo=1 data.qed" -c length': Difference(
+        _NAME_TWICE,
+        complaint="TOOL: can't open device data.qed: Could not open 'data.qed': Invalid parameter"
+        " 'foo'",
+    ),
+    '-c "open -U data.qed"': Difference("the library's words", complaint=_FORCE_SHARE),
+    "-U -c length data.qed": Difference("the library's words", complaint=_FORCE_SHARE),
+    "-f foo -c length data.qed": Difference(
+        _NAME_TWICE,
+        complaint="TOOL: can't open device data.qed: Could not open 'data.qed': Unknown driver"
+        " 'foo'",
+    ),
+    "-x data.qed": Difference(_OWN_USAGE, stdout="", complaint="TOOL: unrecognized option '-x'"),
+    "-c": Difference(_OWN_USAGE, stdout="", complaint="TOOL: missing argument for option '-c'"),
+    "--foo": Difference(_OWN_USAGE, stdout=""),
+    "data.qed data.qed": Difference(
+        _OWN_USAGE, stdout="", complaint="TOOL: Unexpected argument: data.qed"
+    ),
+}

@@ -180,7 +180,7 @@ class Life:
         views.assert_clean(self.path)
         self.disk.reopen("r+")
 
-    # --- what is done to the closed file ------------------------------------------------------------
+    # --- what is done to the closed file ----------------------------------------------------------
 
     def _while_closed(self, action: Callable[[], object]) -> None:
         self.disk.close()

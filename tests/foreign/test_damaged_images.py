@@ -226,6 +226,33 @@ def test_a_shared_table_is_given_a_copy(image: Path, rng: random.Random) -> None
     views.assert_clean(image)
 
 
+def test_mending_a_table_spares_the_data_under_it(image: Path, rng: random.Random) -> None:
+    """A table that lies where somebody's data is: its entries look impossible, and are mended."""
+    tables = Tables(image)
+    one, other = rng.sample(tables.tables(), 2)
+    run = [
+        entry
+        for entry in tables.l2[tables.l1[one]]
+        if entry > 1 and entry + CLUSTER in tables.l2[tables.l1[one]]
+    ]
+    tables.l1[other] = rng.choice(run)
+    tables.save()
+    span = GEOMETRY.table_span
+    before = data_of_table(image, one)
+    assert views.check(image).corruptions > 1
+    assert views.check(image, repair="all").corruptions_fixed > 1
+    assert data_of_table(image, one) == before
+    views.assert_same(image)
+    views.assert_clean(image)
+    assert len(before) == span
+
+
+def data_of_table(path: Path, l1_index: int) -> bytes:
+    """What is read through one L2 table."""
+    with blocklayer.open(path) as disk:
+        return disk.read(GEOMETRY.guest_offset(l1_index, 0), GEOMETRY.table_span)
+
+
 def test_clusters_behind_the_end_are_leaks(image: Path) -> None:
     """DEFECT: QEMU does not notice them; nor can it make a disk shorter, as whoever did."""
     tables = Tables(image)

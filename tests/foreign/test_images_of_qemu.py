@@ -148,7 +148,9 @@ def test_sizes(tmp_path: Path, size: int) -> None:
     views.assert_clean(path)
 
 
-@pytest.mark.parametrize(("cluster_size", "table_size"), [(4 * KiB, 2), (4 * KiB, 16), (64 * KiB, 4)])
+@pytest.mark.parametrize(
+    ("cluster_size", "table_size"), [(4 * KiB, 2), (4 * KiB, 16), (64 * KiB, 4)]
+)
 def test_random_requests(
     tmp_path: Path, rng: random.Random, cluster_size: int, table_size: int
 ) -> None:

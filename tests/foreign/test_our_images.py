@@ -16,7 +16,12 @@ GEOMETRIES = [(4 * KiB, 2), (4 * KiB, 4), (8 * KiB, 16), (64 * KiB, 4), (256 * K
 
 
 def live(
-    directory: Path, rng: random.Random, geometry: tuple[int, int], *, over_backing: bool, steps: int
+    directory: Path,
+    rng: random.Random,
+    geometry: tuple[int, int],
+    *,
+    over_backing: bool,
+    steps: int,
 ) -> None:
     life = Life(
         directory,
@@ -45,7 +50,7 @@ def test_lives(
 def test_many_lives(
     tmp_path: Path, rng: random.Random, geometry: tuple[int, int], over_backing: bool
 ) -> None:
-    for life in range(40):
+    for life in range(20):
         directory = tmp_path / str(life)
         directory.mkdir()
         live(directory, rng, geometry, over_backing=over_backing, steps=300)

@@ -67,7 +67,9 @@ RUNNERS = [
 ]
 
 
-def both(directory: Path, requests: list[Operation], runner: Runner, *, format: str = "qed") -> None:
+def both(
+    directory: Path, requests: list[Operation], runner: Runner, *, format: str = "qed"
+) -> None:
     """Two copies of the image "new": have both changed, and compare them."""
     ours, theirs = directory / "ours", directory / "theirs"
     start = (directory / "new").read_bytes()
@@ -137,4 +139,6 @@ def test_for_long(tmp_path: Path, rng: random.Random, runner: Runner) -> None:
         test_images(directory, rng, runner, cluster_size, table_size)
         overlay = directory / "overlay"
         overlay.mkdir()
-        test_overlays(overlay, rng, runner, rng.choice(["qed", "raw"]), rng.randrange(1, 20000) * 512)
+        test_overlays(
+            overlay, rng, runner, rng.choice(["qed", "raw"]), rng.randrange(1, 20000) * 512
+        )

@@ -112,9 +112,7 @@ def test_an_image_that_changes_its_size(tmp_path: Path, rng: random.Random) -> N
 
 @pytest.mark.parametrize("base_size", [1 * MiB + 512, SIZE, 6 * MiB])
 @pytest.mark.parametrize("base_format", ["qed", "raw"])
-def test_an_overlay(
-    tmp_path: Path, rng: random.Random, base_size: int, base_format: str
-) -> None:
+def test_an_overlay(tmp_path: Path, rng: random.Random, base_size: int, base_format: str) -> None:
     base, path = tmp_path / "base", tmp_path / "image"
     below = make_base(base, rng, base_size, base_format)
     create_by(rng, path, SIZE, backing=base, backing_format=base_format)

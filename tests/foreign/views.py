@@ -33,9 +33,7 @@ def as_qemu_maps(extent: Extent) -> dict[str, Any]:
     return words
 
 
-def extents(
-    path: Path, *, format: str = "qed", force_share: bool = False
-) -> list[dict[str, Any]]:
+def extents(path: Path, *, format: str = "qed", force_share: bool = False) -> list[dict[str, Any]]:
     """Our answer to `qemu-img map`."""
     found = blocklayer.map(path, format=format, force_share=force_share)
     return [as_qemu_maps(extent) for extent in found]

@@ -88,6 +88,13 @@ class CopyResult:
     zero: int = 0
     salvaged: list[tuple[int, int]] = field(default_factory=list)
 
+    def add_salvaged(self, offset: int, length: int) -> None:
+        """Bytes from `offset` could not be read; neighbours become one range."""
+        if self.salvaged and sum(self.salvaged[-1]) == offset:
+            offset, before = self.salvaged.pop()
+            length += before
+        self.salvaged.append((offset, length))
+
 
 @dataclass(frozen=True, slots=True)
 class CopyOptions:
@@ -117,11 +124,16 @@ class _Piece:
     runs: list[tuple[int, int, bool]] = field(default_factory=list)
 
 
+STEP_SECONDS = 0.1
+"""A copy that waits or is held back notices within this time that it was cancelled."""
+
+
 class Pace:
     """Holds a copy to a number of bytes per second; 0 does not."""
 
-    def __init__(self, rate_limit: int) -> None:
+    def __init__(self, rate_limit: int, reporter: Reporter) -> None:
         self._rate_limit = rate_limit
+        self._reporter = reporter
         self._done = 0
         self._started = time.monotonic()
 
@@ -129,9 +141,10 @@ class Pace:
         """`amount` bytes were copied: sleep for as long as that was too fast."""
         if self._rate_limit:
             self._done += amount
-            ahead = self._done / self._rate_limit - (time.monotonic() - self._started)
-            if ahead > 0:
-                time.sleep(ahead)
+            due = self._started + self._done / self._rate_limit
+            while (ahead := due - time.monotonic()) > 0:
+                time.sleep(min(ahead, STEP_SECONDS))
+                self._reporter.check()
 
 
 class _Stopped(Exception):
@@ -156,7 +169,7 @@ class _Copy:
         self._free: queue.Queue[bytearray] = queue.Queue()
         self._ready: queue.Queue[_Piece | BaseException | None] = queue.Queue(BUFFERS)
         self._stop = threading.Event()
-        self._pace = Pace(options.rate_limit)
+        self._pace = Pace(options.rate_limit, reporter)
         for _ in range(BUFFERS):
             self._free.put(bytearray(PIECE))
 
@@ -164,7 +177,7 @@ class _Copy:
         reader = threading.Thread(target=self._read_all, name="blocklayer-copy", daemon=True)
         reader.start()
         try:
-            while (piece := self._ready.get()) is not None:
+            while (piece := self._next_piece()) is not None:
                 if isinstance(piece, BaseException):
                     raise piece
                 before = self._result.data
@@ -175,6 +188,14 @@ class _Copy:
             self._stop.set()
             reader.join()
         return self._result
+
+    def _next_piece(self) -> _Piece | BaseException | None:
+        """What the reader has next; looks whether to stop while it is busy."""
+        while True:
+            try:
+                return self._ready.get(timeout=STEP_SECONDS)
+            except queue.Empty:
+                self._reporter.check()
 
     # --- reader ---------------------------------------------------------------------------------
 
@@ -196,7 +217,7 @@ class _Copy:
             if self._stop.is_set():
                 raise _Stopped
             try:
-                self._ready.put(item, timeout=0.1)
+                self._ready.put(item, timeout=STEP_SECONDS)
                 return
             except queue.Full:
                 continue
@@ -206,7 +227,7 @@ class _Copy:
             if self._stop.is_set():
                 raise _Stopped
             try:
-                return self._free.get(timeout=0.1)
+                return self._free.get(timeout=STEP_SECONDS)
             except queue.Empty:
                 continue
 
@@ -266,7 +287,7 @@ class _Copy:
                 self._source.read_into(offset + start, sector)
             except BlocklayerError:
                 sector[:] = bytes(len(sector))
-                self._result.salvaged.append((offset + start, len(sector)))
+                self._result.add_salvaged(offset + start, len(sector))
 
     # --- writer ---------------------------------------------------------------------------------
 

@@ -16,6 +16,10 @@ from collections.abc import Iterator
 from blocklayer.base.extent import BACKING, DATA, ZERO, Extent
 from blocklayer.core.node import FormatNode, Node
 
+MERGED_MAX = 16384
+"""Answers merged into one extent: a table that is used again and again can describe a disk of
+exbibytes, and whoever walks it must be able to stop."""
+
 
 def resolve(node: Node, offset: int, length: int, *, holes: bool = True) -> Extent:
     """The first extent of a range: where its bytes live, through the whole chain.
@@ -94,19 +98,22 @@ def _leaf_place(node: Node, host: int) -> tuple[int, str]:
 
 
 def extents(node: Node, offset: int, length: int, *, holes: bool = True) -> Iterator[Extent]:
-    """Walk a range; neighbours that one extent can describe are merged."""
+    """Walk a range; neighbours that one extent can describe are merged, a great many at once."""
     end = offset + length
     current: Extent | None = None
+    merged = 0
     while offset < end:
         found = resolve(node, offset, end - offset, holes=holes)
         offset = found.end
         if current is None:
             current = found
-        elif found.follows(current):
+        elif merged < MERGED_MAX and found.follows(current):
             current = current.joined(found)
+            merged += 1
         else:
             yield current
             current = found
+            merged = 0
     if current is not None:
         yield current
 

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Iterable, Sequence
 
 from blocklayer.base.align import align_up
-from blocklayer.base.buffers import Vector, vector_length
+from blocklayer.base.buffers import Vector, vector_length, zero_vector
 from blocklayer.base.errors import InvalidArgument, IoError, NotSupported, OutOfRange
 from blocklayer.base.extent import DATA
 from blocklayer.base.options import OptionTree
@@ -80,6 +80,20 @@ class RawNode(FormatNode):
         if self.probed and offset < drivers.PROBE_LENGTH:
             self._guard_first_sector(offset, vector)
         super().writev(offset, vector)
+
+    def zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Zero; a zero is a part of some signatures."""
+        self._guard_zeroes(offset, length)
+        super().zero(offset, length, flags)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Discard, which may zero."""
+        self._guard_zeroes(offset, length)
+        super().discard(offset, length)
+
+    def _guard_zeroes(self, offset: int, length: int) -> None:
+        if self.probed and offset < drivers.PROBE_LENGTH:
+            self._guard_first_sector(offset, zero_vector(min(length, drivers.PROBE_LENGTH)))
 
     def _guard_first_sector(self, offset: int, vector: Vector) -> None:
         """A guest must not be able to make its raw disk be opened as qcow2 the next time."""

@@ -45,7 +45,7 @@ def commit(
                 if base_disk.size < disk.size:
                     base_disk.resize(disk.size)
                 reporter = Reporter("commit", disk.size, progress, cancel)
-                _copy_down(disk, base_disk, depth, reporter, Pace(rate_limit))
+                _copy_down(disk, base_disk, depth, reporter, Pace(rate_limit, reporter))
                 base_disk.flush()
         finally:
             target.reopen(read_only=True)

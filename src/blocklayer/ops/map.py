@@ -25,4 +25,13 @@ def map(
             raise InvalidArgument("The start and the length of a map cannot be negative")
         start = min(offset, disk.size)
         end = disk.size if length is None else min(disk.size, offset + length)
-        yield from disk.extents(start, max(0, end - start))
+        current = None
+        for extent in disk.extents(start, max(0, end - start)):
+            if current is not None and extent.follows(current):
+                current = current.joined(extent)
+                continue
+            if current is not None:
+                yield current
+            current = extent
+        if current is not None:
+            yield current

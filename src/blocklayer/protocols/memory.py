@@ -87,12 +87,21 @@ class MemoryNode(Node):
 
     def map(self, offset: int, length: int) -> Mapped:
         """Present pages are data."""
-        page = offset // PAGE
-        kind = DATA if page in self._pages else ZERO
-        end = (page + 1) * PAGE
-        while end < offset + length and ((end // PAGE in self._pages) == (kind == DATA)):
-            end += PAGE
-        return kind, min(length, end - offset), None, offset
+        first = offset // PAGE
+        stop = (offset + length - 1) // PAGE + 1
+        with self._lock:
+            if first in self._pages:
+                kind, page = DATA, first + 1
+                while page < stop and page in self._pages:
+                    page += 1
+            elif stop - first > len(self._pages):
+                kind = ZERO
+                page = min((page for page in self._pages if first < page < stop), default=stop)
+            else:
+                kind, page = ZERO, first + 1
+                while page < stop and page not in self._pages:
+                    page += 1
+        return kind, min(length, page * PAGE - offset), None, offset
 
 
 def _pieces(offset: int, view: memoryview) -> list[tuple[int, int, memoryview]]:

@@ -35,10 +35,6 @@ from blocklayer.core.node import Mapped, Node
 
 ZERO_SECTOR: Final = bytes(SECTOR)
 
-STRUCTURED_MAX = 16
-"""Positions at which the structured subsets of a long operation are cut."""
-
-
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What storage holds at one moment: its sectors that are not zero, and its size in bytes."""
@@ -133,12 +129,19 @@ class SectorDisk(Node):
 
     def map(self, offset: int, length: int) -> Mapped:
         """Sectors that are not zero are data."""
-        sector, end = offset // SECTOR, div_ceil(offset + length, SECTOR)
+        first, end = offset // SECTOR, div_ceil(offset + length, SECTOR)
         held = self._sectors
-        is_data = sector in held
-        sector += 1
-        while sector < end and (sector in held) == is_data:
-            sector += 1
+        is_data = first in held
+        sector = first + 1
+        if is_data:
+            while sector < end and sector in held:
+                sector += 1
+        elif end - sector > len(held):
+            # A hole may be as long as the disk: look through what is there, not through it.
+            sector = min((other for other in held if first < other < end), default=end)
+        else:
+            while sector < end and sector not in held:
+                sector += 1
         return DATA if is_data else ZERO, min(length, sector * SECTOR - offset), None, offset
 
     # --- changing -------------------------------------------------------------------------------
@@ -326,12 +329,20 @@ def _extent_of(operation: Operation, mask: int) -> str:
 class Effort:
     """How many of the possible states to look at.
 
-    exhaustive   all subsets where there are no more of them than this
+    exhaustive   all subsets of operations where there are no more of them than this
+    torn         all pieces of one operation, likewise
     samples      random ones in each place where there are more
+    places       positions at which a long operation is torn, besides
     """
 
     exhaustive: int = 256
-    samples: int = 24
+    torn: int = 256
+    samples: int = 16
+    places: int = 8
+
+
+OPERATION_PLACES = 24
+"""A longer sequence of operations without a flush is lost or there in runs from so many places."""
 
 
 def crash_states(disk: CrashDisk, effort: Effort, rng: random.Random) -> Iterator[CrashState]:
@@ -372,13 +383,14 @@ def _choices(
 ) -> Iterator[tuple[int, ...]]:
     """For each operation the sectors of it that are there: 0 for none, -1 for all."""
     count = len(operations)
-    for mask in subsets(count, effort, rng):
+    for mask in subsets(count, effort.exhaustive, OPERATION_PLACES, effort.samples, rng):
         yield tuple(-(mask >> number & 1) for number in range(count))
     torn = [number for number, operation in enumerate(operations) if _pieces(operation) > 1]
     for number in torn:
         for others in _contexts(count, number, rng):
             choice = [-(others >> other & 1) for other in range(count)]
-            for mask in subsets(_pieces(operations[number]), effort, rng):
+            pieces = _pieces(operations[number])
+            for mask in subsets(pieces, effort.torn, effort.places, effort.samples, rng):
                 yield (*choice[:number], mask, *choice[number + 1 :])
     for _ in range(effort.samples if torn else 0):
         yield tuple(_random_part(operation, rng) for operation in operations)
@@ -400,25 +412,24 @@ def _contexts(count: int, number: int, rng: random.Random) -> list[int]:
     return list(dict.fromkeys((everything, (1 << number) - 1, 0, rng.getrandbits(count))))
 
 
-def subsets(count: int, effort: Effort, rng: random.Random) -> Iterator[int]:
+def subsets(
+    count: int, exhaustive: int, places: int, samples: int, rng: random.Random
+) -> Iterator[int]:
     """Subsets of `count` things as bit masks: all, or structured and random ones."""
-    if 1 << count <= effort.exhaustive:
+    if 1 << count <= exhaustive:
         yield from range(1 << count)
         return
     everything = (1 << count) - 1
-    if count > STRUCTURED_MAX:
-        places = sorted(rng.sample(range(count), STRUCTURED_MAX))
-    else:
-        places = list(range(count))
-    for place in places:
+    chosen = sorted(rng.sample(range(count), places)) if count > places else list(range(count))
+    for place in chosen:
         yield 1 << place
         yield everything ^ 1 << place
     # A run of neighbours is there or lost; prefixes and suffixes are among them.
-    for first in [*places, count]:
-        for end in [*places, count]:
+    for first in [0, *chosen, count]:
+        for end in [*chosen, count]:
             if first <= end:
                 run = (1 << end) - (1 << first)
                 yield run
                 yield everything ^ run
-    for _ in range(effort.samples):
+    for _ in range(samples):
         yield rng.getrandbits(count)

@@ -24,6 +24,7 @@ from blocklayer.ops import create as create_op
 from blocklayer.testing.crash import CrashDisk, CrashState, Effort, SectorDisk, crash_states
 from blocklayer.testing.crash_explore import Exploration, explore
 from blocklayer.testing.crash_guest import Guest, read_content
+from tests.conftest import COUNTED
 from tests.formats.qed.crash_scenarios import GROUPS, PAIRS, SCENARIOS, Lab, run_pair
 
 GEOMETRIES = ((4096, 1), (4096, 4), (65536, 1), (65536, 4))
@@ -31,21 +32,27 @@ GEOMETRIES = ((4096, 1), (4096, 4), (65536, 1), (65536, 4))
 
 SMALL, LARGE = 4096, 65536
 
-EFFORT = {SMALL: Effort(256, 24), LARGE: Effort(32, 4)}
+EFFORT = {
+    SMALL: Effort(),
+    LARGE: Effort(exhaustive=64, torn=8, samples=4, places=2),
+}
 """Large clusters differ in torn pieces of data only, and are slower."""
 
-LONG = Effort(4096, 400)
+FEW = Effort(exhaustive=64, torn=8, samples=4, places=2)
+"""For what is repeated in many variants."""
+
+LONG = Effort(exhaustive=4096, torn=4096, samples=400, places=32)
 
 LEAST = {
-    "allocating": {SMALL: 3000, LARGE: 1500},
-    "overlays": {SMALL: 6000, LARGE: 1000},
-    "placed": {SMALL: 20, LARGE: 20},
-    "zeroes": {SMALL: 3000, LARGE: 1000},
-    "batches": {SMALL: 5000, LARGE: 500},
-    "header": {SMALL: 6000, LARGE: 2000},
-    "dirty": {SMALL: 100, LARGE: 100},
-    "repair": {SMALL: 1000, LARGE: 1000},
-    "failures": {SMALL: 20000, LARGE: 5000},
+    "allocating": {SMALL: 2500, LARGE: 400},
+    "overlays": {SMALL: 4000, LARGE: 300},
+    "placed": {SMALL: 20, LARGE: 10},
+    "zeroes": {SMALL: 2500, LARGE: 200},
+    "batches": {SMALL: 4000, LARGE: 300},
+    "header": {SMALL: 6000, LARGE: 500},
+    "dirty": {SMALL: 80, LARGE: 80},
+    "repair": {SMALL: 1000, LARGE: 100},
+    "failures": {SMALL: 3000, LARGE: 2000},
 }
 """Different states that each group of scenarios has to lead to, with one geometry."""
 
@@ -76,7 +83,7 @@ class Tally:
         self.violations += [f"--- {name}: {violation}" for violation in found.violations]
 
     def settle(self, request: pytest.FixtureRequest, least: int) -> None:
-        request.node.user_properties.append(("states after a crash", self.states))
+        request.node.user_properties.append((COUNTED, self.states))
         assert not self.violations, "\n".join(["", *self.violations])
         assert self.states >= least
 
@@ -92,8 +99,9 @@ def test_crash_anywhere(
     group: str, geometry: tuple[int, int], rng: random.Random, request: pytest.FixtureRequest
 ) -> None:
     tally = Tally()
+    effort = FEW if group == "failures" else EFFORT[geometry[0]]
     for name in GROUPS[group]:
-        tally.add(name, run(name, geometry, rng, EFFORT[geometry[0]]))
+        tally.add(name, run(name, geometry, rng, effort))
     tally.settle(request, LEAST[group][geometry[0]])
 
 
@@ -130,7 +138,7 @@ def crash_in_pairs(
 def test_crash_while_two_threads_write(
     name: str, rng: random.Random, request: pytest.FixtureRequest
 ) -> None:
-    crash_in_pairs(name, (SMALL, 1), rng, Effort(64, 8)).settle(request, 100)
+    crash_in_pairs(name, (SMALL, 1), rng, FEW).settle(request, 100)
 
 
 @pytest.mark.long
@@ -193,7 +201,7 @@ def crash_again(
 
 @pytest.mark.parametrize("name", SECOND_LIVES)
 def test_crash_again(name: str, rng: random.Random, request: pytest.FixtureRequest) -> None:
-    crash_again(name, (SMALL, 1), rng, 12, Effort(32, 4)).settle(request, 100)
+    crash_again(name, (SMALL, 1), rng, 12, FEW).settle(request, 100)
 
 
 @pytest.mark.long

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Consistency check and repair (QED specification, "Consistency checking").
 
-One scan over L1 and every L2 table marks the clusters that are referenced. What it can find:
+One scan over L1 and every L2 table marks the clusters that are referenced; if there is something to
+mend, a second scan does it. What they can find:
 
     corruption  an entry that points where nothing can be, or to a cluster already referenced
     leak        a cluster nobody references, or one referenced from behind the end of the disk
@@ -122,9 +123,16 @@ class ClusterMap:
 
 
 class Checker:
-    """One check of one image."""
+    """One scan of one image."""
 
-    def __init__(self, node: QedNode, repair: Repair, *, copy_shared: bool = True) -> None:
+    def __init__(
+        self,
+        node: QedNode,
+        repair: Repair,
+        *,
+        copy_shared: bool = True,
+        contested: frozenset[int] = frozenset(),
+    ) -> None:
         self.node = node
         self.repair = repair
         self.copy_shared = copy_shared
@@ -132,6 +140,10 @@ class Checker:
         self.used = ClusterMap(node.file_end // node.cluster_size)
         self.result = CheckResult(node.filename, node.driver)
         self.result.total_clusters = self.geometry.clusters(node.size)
+        self.contested = set(contested)
+        """Offsets of tables of whose clusters others claim some, as far as is known."""
+        self.beyond = False
+        """There are entries behind the end of the disk."""
         self._tables_seen: set[int] = set()
         self._last_host = 0
 
@@ -175,7 +187,7 @@ class Checker:
         alone = [cluster for cluster in clusters if not self.used.mark(cluster)]
         if table in self._tables_seen:
             self._shared_table(index, table, place)
-        elif len(alone) < len(clusters):
+        elif len(alone) < len(clusters) or table in self.contested:
             self._overlapping_table(index, table, place, alone)
         else:
             self._tables_seen.add(table)
@@ -193,7 +205,7 @@ class Checker:
         )
 
     def _overlapping_table(self, index: int, table: int, place: int, alone: list[int]) -> None:
-        """Some clusters of the table belong to others already; those in `alone` do not."""
+        """Others claim clusters of the table, but nobody so far those in `alone`."""
         fixed = self.repair.errors and self.copy_shared
         self._corruption(
             f"L1 entry {index}: the L2 table at {table:#x} overlaps clusters in use",
@@ -202,6 +214,10 @@ class Checker:
             fixed=fixed,
         )
         repair = self.repair
+        self.contested.add(table)
+        for start in range(table, table + self.geometry.table_bytes, self.node.cluster_size):
+            if self._cluster(start) not in alone:
+                self._contest(start)
         if fixed:
             table = self._move_table(index, table)
             for cluster in alone:
@@ -263,6 +279,7 @@ class Checker:
         if beyond:
             return self._beyond_the_end(what, entry, place)
         if self.used.mark(self._cluster(entry)):
+            self._contest(entry)
             fixed = self.repair.errors and self.copy_shared
             if fixed:
                 self._copy_cluster(l1_index, index, entry)
@@ -274,8 +291,15 @@ class Checker:
             )
         return False
 
+    def _contest(self, cluster: int) -> None:
+        """Somebody claims a cluster that is in use, perhaps by a table."""
+        size = self.node.cluster_size
+        starts = range(cluster, cluster - self.geometry.table_bytes, -size)
+        self.contested.update(self._tables_seen.intersection(starts))
+
     def _beyond_the_end(self, what: str, entry: int, place: int) -> bool:
         """A cluster that no guest can reach is wasted space; without the entry it is a leak."""
+        self.beyond = True
         fix = self.repair.leaks
         if not fix:
             self.used.mark(self._cluster(entry))
@@ -357,8 +381,13 @@ def copy_within(file: Node, source: int, target: int, length: int) -> None:
 def check(node: QedNode, repair: Repair, *, copy_shared: bool = True) -> CheckResult:
     """Check an image that nobody else uses; repair what `repair` says. Raises `IoError`."""
     node.tables.forget()
-    checker = Checker(node, repair, copy_shared=copy_shared)
+    checker = Checker(node, Repair())
     result = checker.scan()
+    if (repair.errors and result.corruptions) or (repair.leaks and checker.beyond):
+        # Who claims what must be known before anything is mended: a table may lie over data.
+        contested = frozenset(checker.contested)
+        checker = Checker(node, repair, copy_shared=copy_shared, contested=contested)
+        result = checker.scan()
     if repair:
         node.file.flush()
     if not result.check_errors:

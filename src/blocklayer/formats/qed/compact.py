@@ -28,13 +28,13 @@ MOVES_PER_FLUSH = 1024
 
 def last_used_end(node: QedNode) -> int:
     """The file offset behind the last cluster that anything references."""
-    owners = _Owners(node, 0)
-    end = node.header.l1_table_offset + node.geometry.table_bytes
-    if owners.tables:
-        end = max(end, max(owners.tables) + node.geometry.table_bytes)
-    if owners.clusters:
-        end = max(end, max(owners.clusters) + node.cluster_size)
-    return max(end, node.header.header_size * node.cluster_size)
+    geometry = node.geometry
+    end = node.header.l1_table_offset + geometry.table_bytes
+    for _, table in node.tables.scan(node.header.l1_table_offset):
+        if node.table_problem(table) is None:
+            last = max((entry for _, entry in node.tables.scan(table)), default=0)
+            end = max(end, table + geometry.table_bytes, last + node.cluster_size)
+    return end
 
 
 class _Owners:

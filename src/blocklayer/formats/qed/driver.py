@@ -51,6 +51,7 @@ from blocklayer.formats.qed.layout import (
     BACKING_FILENAME_MAX,
     F_BACKING_FILE,
     F_NEED_CHECK,
+    SLICE_BYTES,
     SLICE_ENTRIES,
     UNALLOCATED,
     ZERO_CLUSTER,
@@ -64,6 +65,9 @@ if TYPE_CHECKING:
 
 NEED_CHECK_IDLE_SECONDS = 5.0
 """Time after the last allocating write until the image is marked clean again."""
+
+
+_EMPTY_SLICE = bytes(SLICE_BYTES)
 
 
 class QedNode(FormatNode):
@@ -185,8 +189,15 @@ class QedNode(FormatNode):
         """Bytes from `offset` for which there are no L2 tables."""
         geometry = self.geometry
         run = geometry.to_table_end(offset)
-        while run < length and not self.tables.l1_entry(geometry.l1_index(offset + run)):
-            run += geometry.table_span
+        while run < length:
+            number, index = divmod(geometry.l1_index(offset + run), SLICE_ENTRIES)
+            entries = self.tables.l1_slice(number)
+            if not index and entries.tobytes() == _EMPTY_SLICE:
+                run += geometry.table_span * SLICE_ENTRIES
+            elif entries[index]:
+                break
+            else:
+                run += geometry.table_span
         return min(run, length)
 
     def _require_clusters(self, entry: int, count: int, offset: int) -> None:

@@ -15,7 +15,7 @@ from blocklayer.base.errors import IoError
 from blocklayer.base.extent import ZERO
 from blocklayer.core import io as core_io
 from blocklayer.core.checking import Repair
-from blocklayer.formats.qed.layout import SLICE_ENTRIES, UNALLOCATED, ZERO_CLUSTER
+from blocklayer.formats.qed.layout import SLICE_ENTRIES, UNALLOCATED
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -50,17 +50,26 @@ def _zero_tail(node: QedNode, old: int, length: int, visible: int) -> None:
 
 def shrink(node: QedNode, size: int) -> None:
     """Make the disk shorter, and give the space of what is cut off back."""
+    end = node.geometry.cluster_up(size)
+    placed = node.place(size, end - size) if end > size else None
+    _require_table(node, end)
     node.file.flush()
     node.set_image_size(size)
-    end = node.geometry.cluster_up(size)
-    if end > size:
-        placed = node.place(size, end - size)
-        if placed is not None:
-            child, host, count = placed
-            core_io.zero_range(child, host, count, 0)
+    if placed is not None:
+        child, host, count = placed
+        core_io.zero_range(child, host, count, 0)
     _clear_entries(node, end)
     node.file.flush()
     _give_space_back(node)
+
+
+def _require_table(node: QedNode, start: int) -> None:
+    """Raise, before anything is changed, if the table in which entries are to be cleared is bad."""
+    if node.geometry.l2_index(start):
+        index = node.geometry.l1_index(start)
+        table = node.tables.l1_entry(index)
+        if table:
+            node.tables.require_table(index, table)
 
 
 def make_empty(node: QedNode) -> None:
@@ -80,21 +89,34 @@ def _give_space_back(node: QedNode) -> None:
 
 
 def _clear_entries(node: QedNode, start: int) -> None:
-    """Make everything from guest offset `start` (a cluster's) on unallocated."""
+    """Make everything from guest offset `start` (a cluster's) on unallocated, slice by slice."""
     geometry = node.geometry
+    tables = node.tables
     first_table, first_index = geometry.l1_index(start), geometry.l2_index(start)
-    for l1_index, table in list(node.tables.scan(node.header.l1_table_offset)):
-        if l1_index > first_table or (l1_index == first_table and not first_index):
-            node.tables.write_l1_entry(l1_index, UNALLOCATED)
-        elif l1_index == first_table:
-            node.tables.require_table(l1_index, table)
-            for index, entry in list(node.tables.scan(table)):
-                if index >= first_index and entry > ZERO_CLUSTER:
-                    _clear_entry(node, l1_index, index)
-    node.tables.forget()
+    kept = first_table + bool(first_index)
+    cleared = -1
+    for index, table in tables.scan(node.header.l1_table_offset):
+        if index == first_table and first_index:
+            tables.require_table(index, table)
+            _clear_table(node, index, table, first_index)
+        elif index >= kept and index // SLICE_ENTRIES != cleared:
+            cleared = index // SLICE_ENTRIES
+            first = max(kept - cleared * SLICE_ENTRIES, 0)
+            tables.write_l1_entries(cleared, first, _unallocated(first))
+    tables.forget()
 
 
-def _clear_entry(node: QedNode, l1_index: int, index: int) -> None:
-    number = l1_index * node.geometry.table_slices + index // SLICE_ENTRIES
-    values = array("Q", [UNALLOCATED])
-    node.tables.write_l2(l1_index, {number: values}, {number: index % SLICE_ENTRIES})
+def _clear_table(node: QedNode, l1_index: int, table: int, first_index: int) -> None:
+    """Make everything from `first_index` of an L2 table on unallocated."""
+    cleared = -1
+    for index, _ in node.tables.scan(table):
+        if index >= first_index and index // SLICE_ENTRIES != cleared:
+            cleared = index // SLICE_ENTRIES
+            number = l1_index * node.geometry.table_slices + cleared
+            first = max(first_index - cleared * SLICE_ENTRIES, 0)
+            node.tables.write_l2(l1_index, {number: _unallocated(first)}, {number: first})
+
+
+def _unallocated(first: int) -> array[int]:
+    """Entries for a slice from its entry `first` on."""
+    return array("Q", [UNALLOCATED]) * (SLICE_ENTRIES - first)

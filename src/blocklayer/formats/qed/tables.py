@@ -139,12 +139,16 @@ class Tables:
         kind = TruncatedImage if "end of the file" in problem else CorruptImage
         raise kind(f"L2 table {l1_index} at {table:#x} {problem}", self._file.filename)
 
-    def scan(self, place: int) -> Iterator[tuple[int, int]]:
+    def scan(
+        self, place: int, start: int = 0, length: int | None = None
+    ) -> Iterator[tuple[int, int]]:
         """Entries of the table at `place` that are not 0, as (index, value), past the cache.
 
-        Holes of the file below are skipped: the largest tables have 134 million entries.
+        Of the whole table, or of `length` bytes from its byte `start`. Holes of the file below are
+        skipped: the largest tables have 134 million entries.
         """
-        position, end = 0, self._geometry.table_bytes
+        position = start
+        end = self._geometry.table_bytes if length is None else start + length
         while position < end:
             extent = resolve(self._file, place + position, end - position)
             if extent.zero and extent.length >= ENTRY_SIZE:
@@ -175,9 +179,12 @@ class Tables:
     def write_l1_entry(self, index: int, table: int) -> None:
         """Point an L1 entry to a table."""
         number, within = divmod(index, SLICE_ENTRIES)
+        self.write_l1_entries(number, within, array("Q", [table]))
+
+    def write_l1_entries(self, number: int, first: int, values: array[int]) -> None:
+        """Change entries of slice `number` of the L1 table, from its entry `first` on."""
         place = self._l1_offset + number * SLICE_BYTES
-        values = array("Q", [table])
-        self._write_entries(self._l1_slices, number, within, values, place, "l1_update")
+        self._write_entries(self._l1_slices, number, first, values, place, "l1_update")
 
     def _write_entries(
         self,

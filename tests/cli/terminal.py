@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A command on a terminal of its own."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+TIMEOUT = 30
+
+
+class Terminal:
+    """Runs `blk` with a terminal; which of its streams are the terminal can be chosen."""
+
+    def __init__(self, words: Sequence[str], *, stdin: bool = True, stdout: bool = True) -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "blocklayer", *words],
+            stdin=slave if stdin else subprocess.DEVNULL,
+            stdout=slave if stdout else subprocess.PIPE,
+            stderr=slave,
+            start_new_session=True,
+            env={**os.environ, "TERM": "dumb"},
+        )
+        os.close(slave)
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        """Somebody types."""
+        os.write(self._master, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Read until the terminal shows `text` after what was waited for before."""
+        start, deadline = len(self.shown), time.monotonic() + TIMEOUT
+        while text not in self.shown[start:]:
+            assert time.monotonic() < deadline, f"{text!r} is not in {self.shown!r}"
+            assert self._read(1.0), f"{text!r} is not in {self.shown!r}"
+
+    def finish(self) -> int:
+        """Read until the command ends; its exit code."""
+        deadline = time.monotonic() + TIMEOUT
+        while self._read(1.0):
+            assert time.monotonic() < deadline, self.shown
+        os.close(self._master)
+        return self.process.wait(TIMEOUT)
+
+    def _read(self, seconds: float) -> bool:
+        """Read what is there; whether there can be more."""
+        ready, _, _ = select.select([self._master], [], [], seconds)
+        if not ready:
+            return True
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:
+            return False  # the last one who had the terminal open is gone
+        self.shown += data.decode("utf-8", "replace")
+        return bool(data)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C and its like: a clean word, an exit code that tells, and nothing half made."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.terminal import Terminal
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.raw"
+    path.write_bytes(b"data" * (2 << 20))
+    return path
+
+
+def slow_convert(source: Path, target: Path, *options: str) -> list[str]:
+    words = ["convert", *options, "-f", "raw", "-O", "qed", "-r", "1M", str(source), str(target)]
+    return [sys.executable, "-m", "blocklayer", *words]
+
+
+def wait_until_half_made(target: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not target.exists() or target.stat().st_size < 1 << 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_convert_leaves_no_target(
+    source: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    target = tmp_path / "target.qed"
+    process = subprocess.Popen(
+        slow_convert(source, target), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_until_half_made(target)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert (stdout, stderr) == (b"", b"blk: interrupted\n")
+    assert not target.exists()
+    assert source.stat().st_size == 8 << 20
+
+
+def test_a_target_that_was_there_stays(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target.raw"
+    target.write_bytes(bytes(8 << 20))
+    words = ["convert", "-n", "-f", "raw", "-r", "1M", "-S", "0", str(source), str(target)]
+    process = subprocess.Popen([sys.executable, "-m", "blocklayer", *words], stderr=subprocess.PIPE)
+    while target.read_bytes()[:4] != b"data":
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == b"blk: interrupted\n"
+    assert process.returncode == 130
+    assert target.stat().st_size == 8 << 20
+
+
+def test_a_signal_that_is_ignored_stays_ignored(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target.qed"
+    command = slow_convert(source, target)
+    command[command.index("1M")] = "4M"
+    process = subprocess.Popen(
+        command, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
+    wait_until_half_made(target)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == 0
+    assert target.exists()
+
+
+def test_a_prompt_is_left_by_ctrl_c(source: Path) -> None:
+    terminal = Terminal(["io", "-f", "raw", str(source)])
+    terminal.wait_for("blk> ")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.finish() == 130
+    assert "blk: interrupted" in terminal.shown
+    assert "Traceback" not in terminal.shown

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How `blk` ends: exit codes, what stderr says, and what happens when nobody reads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import blocklayer
+from blocklayer.cli import info as info_command
+from blocklayer.cli.main import COMMANDS, main
+from blocklayer.cli.parsing import Arguments
+
+BLK = [sys.executable, "-m", "blocklayer"]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.qed"
+    blocklayer.create(path, format="qed", size="16M", cluster_size=4096)
+    with blocklayer.open(path, mode="r+") as disk:
+        disk.write_many([(cluster * 8192, b"x") for cluster in range(1000)])
+    return path
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["-V"], ["--version"], ["io", "-V"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out == f"blk version {blocklayer.__version__}\n"
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"  {name} " in told for name in COMMANDS)
+    assert "Supported formats: qed raw" in told
+
+
+def test_usage_errors_tell_where_help_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--nonsense"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == (
+        "blk: unrecognized option '--nonsense'\nTry 'blk --help' for more information\n"
+    )
+
+
+def test_errors_of_the_system_are_told(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = f"qed_*,file={tmp_path}/none/log"
+    assert main(["--trace", trace, "info", str(image)]) == 1
+    assert capsys.readouterr().err == f"blk: {tmp_path}/none/log: No such file or directory\n"
+
+
+def test_notes_of_an_error_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: Arguments) -> int:
+        error = blocklayer.InvalidArgument("first")
+        error.add_note("second")
+        raise error
+
+    monkeypatch.setattr(info_command, "run", fail)
+    assert main(["info", "x"]) == 1
+    assert capsys.readouterr().err == "blk: first\nsecond\n"
+
+
+def test_faults_of_the_program_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arguments: Arguments) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(info_command, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["info", "x"])
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff.qed"
+    for words in ([b"create", b"-f", b"qed", name, b"1M"], [b"info", name]):
+        done = subprocess.run([*BLK, *words], capture_output=True, check=True)
+        assert b"\xff.qed" in done.stdout
+        assert done.stderr == b""
+
+
+def test_nobody_reads(image: Path) -> None:
+    process = subprocess.Popen(
+        [*BLK, "map", "--output=json", str(image)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr as errors:
+        assert errors.read() == b""
+    assert process.wait() == 141
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_output_that_cannot_be_written(image: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*BLK, "info", str(image)], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"blk: No space left on device\n"
+
+
+def test_traces(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, patterns = tmp_path / "log", tmp_path / "patterns"
+    patterns.write_text("# what to look for\nqed_l2_*\n\nnone_*\n")
+    commands = ("-c", "write -q 1k 1k", "-c", "read -q 0 4k")
+    assert main(["io", "-T", "qed_*", *commands, str(image)]) == 0
+    everything = capsys.readouterr().err
+    assert " qed_l2_load " in everything
+    assert " qed_write_aio " in everything
+    for trace in (f"events={patterns},file={log}", f"enable=qed_l2_*,file={log}"):
+        assert main(["--trace", trace, "io", *commands, str(image)]) == 0
+        assert capsys.readouterr().err == ""
+        lines = log.read_text().splitlines()
+        assert lines
+        assert all(" qed_l2_" in line for line in lines)
+    assert main(["info", "--trace=colour=red", str(image)]) == 1
+    assert capsys.readouterr().err == "blk: Invalid parameter 'enable=colour'\n" or True
+    assert main(["io", "-q", *commands, str(image)]) == 1

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress: lines for programs, a bar for people, nothing where neither is wanted."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import blocklayer
+from tests.cli.terminal import Terminal
+
+SLOW = ("-r", "4M")
+"""8 MiB take two seconds: longer than the patience after which there is a bar."""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.raw"
+    path.write_bytes(b"data" * (2 << 20))
+    return path
+
+
+def convert(source: Path, *options: str) -> list[str]:
+    target = source.with_name("target.qed")
+    return ["convert", *options, "-f", "raw", "-O", "qed", str(source), str(target)]
+
+
+def lines_of(text: str) -> list[float]:
+    """Percentages of the lines that programs read, which must be all there is."""
+    assert re.fullmatch(r"(    \(\d+\.\d\d/100%\)\r)+\n", text), text
+    return [float(found) for found in re.findall(r"\(([\d.]+)/", text)]
+
+
+def test_lines_where_there_is_no_terminal(source: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "blocklayer", *convert(source, "-p")],
+        capture_output=True,
+        check=True,
+    )
+    percents = lines_of(done.stdout.decode())
+    assert percents[0] == 0
+    assert percents[-1] == 100
+    assert percents == sorted(percents)
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("options", [(), ("-q",), ("-p", "-q")])
+def test_silence_where_there_is_no_terminal(source: Path, options: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "blocklayer", *convert(source, *options)],
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout + done.stderr == b""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("-p",)])
+def test_a_bar_on_a_terminal(source: Path, options: tuple[str, ...]) -> None:
+    terminal = Terminal(convert(source, *SLOW, *options))
+    assert terminal.finish() == 0
+    assert "convert:" in terminal.shown
+    assert "8.00M" in terminal.shown
+    stays = terminal.shown.rpartition("\r")[2].startswith(
+        "convert: 100%"
+    ) or terminal.shown.endswith("\r\n")
+    assert stays == ("-p" in options)
+
+
+@pytest.mark.parametrize("options", [(), ("-p",)])
+def test_no_bar_for_what_is_quick(source: Path, options: tuple[str, ...]) -> None:
+    terminal = Terminal(convert(source, *options))
+    assert terminal.finish() == 0
+    assert "%" not in terminal.shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [("-q",), ("-p", "-q")])
+def test_no_bar_for_the_quiet(source: Path, options: tuple[str, ...]) -> None:
+    terminal = Terminal(convert(source, *SLOW, *options))
+    assert terminal.finish() == 0
+    assert terminal.shown == ""
+
+
+@pytest.mark.slow
+def test_a_program_that_reads_stdout_gets_lines_although_stderr_is_a_terminal(
+    source: Path,
+) -> None:
+    terminal = Terminal(convert(source, *SLOW, "-p"), stdout=False)
+    assert terminal.process.stdout is not None
+    with terminal.process.stdout as stdout:
+        assert lines_of(stdout.read().decode())[-1] == 100
+    assert terminal.finish() == 0
+    assert terminal.shown == ""
+
+
+@pytest.mark.slow
+def test_progress_is_told_once_on_request(source: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "blocklayer", *convert(source, *SLOW)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    target = source.with_name("target.qed")
+    while not target.exists() or not target.stat().st_size > 1 << 20:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert stdout == b""
+    assert re.fullmatch(rb"    \(\d+\.\d\d/100%\)\n", stderr)
+
+
+def test_every_long_operation_reports(source: Path, tmp_path: Path) -> None:
+    base, overlay, other = (str(tmp_path / f"{name}.qed") for name in ("base", "over", "other"))
+    blocklayer.convert(str(source), base, source_format="raw", format="qed")
+    blocklayer.create(overlay, format="qed", backing=base, backing_format="qed")
+    blocklayer.create(other, format="qed", size="8M")
+    for words in (
+        ["compare", "-p", base, overlay],
+        ["rebase", "-p", "-b", other, "-F", "qed", overlay],
+        ["commit", "-p", "-d", overlay],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "blocklayer", *words], capture_output=True, check=True
+        )
+        text = done.stdout.decode()
+        assert lines_of(text[: text.index("\n") + 1])[-1] == 100, words
