@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 FACADE = ""
 """Stands for the tests beside this file."""
 ORDER = (
-    *("base", "core", "testing", "protocols", "formats", "filters"),
+    *("base", "core", "gate", "testing", "protocols", "formats", "filters"),
     *("nbd", "ops", "jobs", "export", "qmp", FACADE, "cli"),
 )
 """From the ground up, so that the first test that fails is the cause."""

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 
@@ -19,6 +22,7 @@ class Terminal:
 
     def __init__(self, words: Sequence[str], *, stdin: bool = True, stdout: bool = True) -> None:
         self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "blocklayer", *words],
             stdin=slave if stdin else subprocess.DEVNULL,
@@ -29,17 +33,24 @@ class Terminal:
         )
         os.close(slave)
         self.shown = ""
+        self._seen = 0
 
     def type(self, text: str) -> None:
         """Somebody types."""
         os.write(self._master, text.encode())
 
+    def wait_for_prompt(self) -> None:
+        """Read until there is a prompt, and whoever shows it is ready to read."""
+        self.wait_for("blk> ")
+        time.sleep(0.3)
+
     def wait_for(self, text: str) -> None:
         """Read until the terminal shows `text` after what was waited for before."""
-        start, deadline = len(self.shown), time.monotonic() + TIMEOUT
-        while text not in self.shown[start:]:
+        deadline = time.monotonic() + TIMEOUT
+        while (found := self.shown.find(text, self._seen)) < 0:
             assert time.monotonic() < deadline, f"{text!r} is not in {self.shown!r}"
             assert self._read(1.0), f"{text!r} is not in {self.shown!r}"
+        self._seen = found + len(text)
 
     def finish(self) -> int:
         """Read until the command ends; its exit code."""

@@ -69,9 +69,7 @@ def test_a_signal_that_is_ignored_stays_ignored(source: Path, tmp_path: Path) ->
     target = tmp_path / "target.qed"
     command = slow_convert(source, target)
     command[command.index("1M")] = "4M"
-    process = subprocess.Popen(
-        command, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    )
+    process = subprocess.Popen(["nohup", *command], stdout=subprocess.DEVNULL)
     wait_until_half_made(target)
     process.send_signal(signal.SIGHUP)
     assert process.wait(30) == 0
@@ -80,7 +78,7 @@ def test_a_signal_that_is_ignored_stays_ignored(source: Path, tmp_path: Path) ->
 
 def test_a_prompt_is_left_by_ctrl_c(source: Path) -> None:
     terminal = Terminal(["io", "-f", "raw", str(source)])
-    terminal.wait_for("blk> ")
+    terminal.wait_for_prompt()
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.finish() == 130
     assert "blk: interrupted" in terminal.shown

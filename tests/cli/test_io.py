@@ -105,26 +105,28 @@ def test_many_asynchronous_writes(image: Path) -> None:
 
 def test_crashes(image: Path) -> None:
     for command, number in (("abort", signal.SIGABRT), ("sigraise 9", signal.SIGKILL)):
+        place = f"{number}00k 64k"
         done = subprocess.run(
-            [*BLK_IO, *words("write -P 7 512k 64k", command), str(image)],
+            [*BLK_IO, *words(f"write -P 7 {place}", command), str(image)],
             capture_output=True,
             check=False,
         )
         assert done.returncode == -number
         assert done.stdout.startswith(b"wrote 65536/65536")
         assert blocklayer.info(image).dirty_flag
-        assert main(["io", *words("read -q -P 7 512k 64k"), str(image)]) == 0
+        assert main(["io", *words(f"read -q -P 7 {place}"), str(image)]) == 0
         assert not blocklayer.info(image).dirty_flag
 
 
 def test_a_prompt_on_a_terminal(image: Path) -> None:
     terminal = Terminal(["io", str(image)])
-    terminal.wait_for("blk> ")
+    terminal.wait_for_prompt()
     terminal.type("length\n")
     terminal.wait_for("1 MiB")
-    terminal.wait_for("blk> ")
+    terminal.wait_for_prompt()
     terminal.type("nonsense\n")
     terminal.wait_for("not found")
+    terminal.wait_for_prompt()
     terminal.type("\x04")
     assert terminal.finish() == 1
 

@@ -129,6 +129,57 @@ def test_raw(tmp_path: Path, rng: random.Random, runner: Runner) -> None:
     both(tmp_path, Generator(rng, SIZE, 64 * KiB).many(COUNT), runner, format="raw")
 
 
+def test_discards_of_raw_files(tmp_path: Path, rng: random.Random) -> None:
+    """Holes in both: what is discarded reads as zeroes where the file system can punch."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for path in (ours, theirs):
+        path.write_bytes(b"\7" * (SIZE - 512) + b"\5" * 512)
+    places = [(rng.randrange(SIZE // 512) * 512, rng.randrange(1, 1000) * 512) for _ in range(10)]
+    places = [(offset, min(length, SIZE - offset)) for offset, length in places]
+    with blocklayer.open(ours, mode="r+", format="raw", discard="unmap") as disk:
+        for place in places:
+            disk.discard(*place)
+    told = [f"discard {offset} {length}" for offset, length in places]
+    qemu.io(theirs, *told, format="raw", options=["-d", "unmap"])
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert views.extents(ours, format="raw") == views.extents(theirs, format="raw")
+    views.assert_same(ours, format="raw")
+
+
+def test_discards_of_images_lose_nothing_else(tmp_path: Path, rng: random.Random) -> None:
+    """QEMU's QED ignores discards; we give space back, and each cluster is as before or zero."""
+    path = tmp_path / "image"
+    qemu.create(path, SIZE)
+    qemu.io(path, *commands(Generator(rng, SIZE, 64 * KiB).many(100)))
+    before = views.assert_same(path)
+    space = blocklayer.info(path).actual_size
+    discarded: set[int] = set()
+    told = []
+    with blocklayer.open(path, mode="r+", discard="unmap") as disk:
+        for _ in range(20):
+            offset = rng.randrange(SIZE)
+            length = rng.randrange(1, min(10 * 64 * KiB, SIZE - offset + 1))
+            told.append(f"discard {offset} {length}")
+            disk.discard(offset, length)
+            discarded.update(range(-(-offset >> 16), (offset + length) >> 16))
+            if offset + length == SIZE:
+                discarded.add(SIZE >> 16)
+    seen = views.assert_same(path)
+    views.assert_clean(path)
+    for cluster in range((SIZE >> 16) + 1):
+        place = slice(cluster << 16, (cluster + 1) << 16)
+        allowed = [before[place]]
+        if cluster in discarded:
+            allowed.append(bytes(len(before[place])))
+        assert seen[place] in allowed
+    found = blocklayer.info(path).actual_size
+    assert found is not None
+    assert space is not None
+    assert found < space
+    qemu.io(path, *told, options=["-d", "unmap"])
+    views.assert_same(path, expected=seen)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_for_long(tmp_path: Path, rng: random.Random, runner: Runner) -> None:

@@ -169,7 +169,7 @@ def commit_and_empty(path: Path, base: Path | None) -> None:
 
 
 def commit_by_qemu(path: Path, base: Path | None) -> None:
-    into = [] if base is None else ["-b", base]
+    into: list[str | Path] = [] if base is None else ["-b", base]
     qemu.img("commit", "-q", "-d", "-f", "qed", *into, path)
 
 
@@ -249,3 +249,21 @@ def test_rebases(tmp_path: Path, rng: random.Random) -> None:
         image.look()
         shown = qemu.info(path)
         assert shown.get("backing-filename") == (None if new is None else str(new))
+
+
+@pytest.mark.parametrize("rebase", [rebase_by_us, rebase_by_qemu])
+@pytest.mark.parametrize("cluster_size", [64 * KiB, 4 * MiB])
+def test_holes_of_the_old_base_stay_zero(
+    tmp_path: Path, rebase: Callable[[Path, Path | None, str], None], cluster_size: int
+) -> None:
+    """Holes smaller than a cluster, and pieces of a cluster that read as zeroes."""
+    old, new, path = tmp_path / "old", tmp_path / "new", tmp_path / "image"
+    qemu.create(old, 12 * MiB, format="raw")
+    qemu.io(old, "write -P 1 0 4k", "write -P 1 20k 4k", "write -P 1 7M 1", format="raw")
+    qemu.create(new, 12 * MiB, format="raw")
+    qemu.io(new, "write -P 1 0 64k", "write -P 2 4M 1M", "write -P 2 9M 2M", format="raw")
+    qemu.create(path, backing=old, backing_format="raw", cluster_size=cluster_size, table_size=2)
+    before = views.assert_same(path)
+    rebase(path, new, "raw")
+    views.assert_same(path, expected=before)
+    views.assert_clean(path)

@@ -27,7 +27,8 @@ class Extent:
     data             a read fetches bytes from storage (false: it is known without reading)
     zero             it is known to read as zeroes
     present          some layer of the chain has it (false: no layer does, it reads as zeroes)
-    depth            the layer that has it: 0 is the disk itself, 1 its backing file …
+    depth            the layer that has it: 0 is the disk itself, 1 its backing file …; of what no
+                     layer has, the lowest that is long enough
     host_offset      where its first byte lies in `filename`, or None
     filename         the file that holds it, or None
     """

@@ -80,6 +80,7 @@ def run(arguments: Arguments) -> int:
     _check_combinations(arguments)
     if len(arguments.names) < 2:
         raise Failure("Must specify image file name")
+    _refuse_what_no_format_can(arguments)
     *sources, target = arguments.names
     cache = cache_name(arguments, "t", "unsafe")
     source_cache = cache_name(arguments, "T", "writeback", what="source ")
@@ -137,7 +138,7 @@ def _check_workers(arguments: Arguments) -> None:
 
 
 def _check_combinations(arguments: Arguments) -> None:
-    """Options that contradict each other, or ask for what no format here can do."""
+    """Options that contradict each other."""
     for present, refused, message in (
         ("skip-broken-bitmaps", "bitmaps", "Use of --skip-broken-bitmaps requires --bitmaps"),
         ("target-image-opts", "n", "--target-image-opts requires use of -n flag"),
@@ -154,6 +155,9 @@ def _check_combinations(arguments: Arguments) -> None:
     ):
         if first in arguments and second in arguments:
             raise Failure(message)
+
+
+def _refuse_what_no_format_can(arguments: Arguments) -> None:
     for key, message in (
         ("c", "Compression not supported for this file format"),
         ("l", "Failed to load snapshot: this format has no internal snapshots"),

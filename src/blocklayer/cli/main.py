@@ -23,19 +23,19 @@ from blocklayer.cli.parsing import (
 )
 
 COMMANDS = {
-    "check": "find, and repair, what is wrong with an image",
-    "commit": "write an overlay's content into its backing file",
-    "compare": "tell whether two images show the same disk",
-    "convert": "copy an image into another format",
-    "create": "make a new image",
-    "info": "tell what an image is",
-    "io": "read and write parts of an image by small commands",
-    "map": "tell where an image's data is",
-    "measure": "tell how large an image would become",
-    "rebase": "give an overlay another backing file",
-    "resize": "change the size of a disk",
+    "check": ("blocklayer.cli.check", "find, and repair, what is wrong with an image"),
+    "commit": ("blocklayer.cli.commit", "write an overlay's content into its backing file"),
+    "compare": ("blocklayer.cli.compare", "tell whether two images show the same disk"),
+    "convert": ("blocklayer.cli.convert", "copy an image into another format"),
+    "create": ("blocklayer.cli.create", "make a new image"),
+    "info": ("blocklayer.cli.info", "tell what an image is"),
+    "io": ("blocklayer.cli.io", "read and write parts of an image by small commands"),
+    "map": ("blocklayer.cli.map", "tell where an image's data is"),
+    "measure": ("blocklayer.cli.measure", "tell how large an image would become"),
+    "rebase": ("blocklayer.cli.rebase", "give an overlay another backing file"),
+    "resize": ("blocklayer.cli.resize", "change the size of a disk"),
 }
-"""Each is a module of this package, with a COMMAND and a `run(arguments)`."""
+"""Where each command is, and what it does. A module has a COMMAND and a `run(arguments)`."""
 
 OPTIONS = (
     Option("-h --help", "", "show this help"),
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run `blk` with `argv`, or with the process's arguments; the exit code."""
     if argv is None:
         argv = sys.argv[1:]
-        _allow_any_file_name()
+        _prepare_streams()
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -60,10 +60,18 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _allow_any_file_name() -> None:
-    """File names are bytes; those that are no UTF-8 must come out as they came in."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+def _prepare_streams() -> None:
+    """Make the standard streams fit for any file name, and sure to be there.
+
+    File names are bytes; those that are no UTF-8 must come out as they came in. And where a stream
+    is closed, the next file to be opened, an image, would take its number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(descriptor, "w" if number else "r", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")
 
 
@@ -88,13 +96,14 @@ def _run(argv: list[str]) -> int:
 def _print_about(everything: bool) -> None:
     from blocklayer.cli import usage
 
-    print(usage.program_help(OPTIONS, COMMANDS) if everything else usage.version())
+    about = {name: text for name, (_, text) in COMMANDS.items()}
+    print(usage.program_help(OPTIONS, about) if everything else usage.version())
 
 
 def _run_command(name: str, argv: list[str], traces: list[str]) -> int:
     import importlib
 
-    module = importlib.import_module(f"blocklayer.cli.{name}")
+    module = importlib.import_module(COMMANDS[name][0])
     command: Command = module.COMMAND
     arguments = parse(command, argv)
     if "help" in arguments:

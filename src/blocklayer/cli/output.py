@@ -18,7 +18,10 @@ def complain(message: str) -> None:
         sys.stdout.flush()  # what was printed before stands before, also in a shared file
     except OSError:
         pass  # it may be what there is to complain about
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    try:
+        print(f"{PROGRAM}: {message}", file=sys.stderr)
+    except OSError:
+        pass  # nobody listens; the exit code tells
 
 
 def print_json(value: Any) -> None:

@@ -1,29 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """The copy engine: guest bytes from one disk to another, zeroes left out.
 
-    reader thread    extents -> pieces -> read, look for zeroes  ─┐  bounded queue
+    reader thread    extents -> fill a buffer, look for zeroes   ─┐  as many as there are buffers
     caller's thread  write what is data, zero what has to be     ─┘  in ascending order
 
 Reading and writing overlap on two cores, and writing in order keeps the target's clusters in the
-order of the guest. Buffers are few and reused, so memory does not depend on the image.
+order of the guest. Buffers are few and reused, so memory does not depend on the image; a buffer
+collects small extents, zeroes between them included, so that hand-overs are few as well.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from queue import Empty, SimpleQueue
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import ZERO_CHUNK, ZEROES
 from blocklayer.base.errors import BlocklayerError, IoError
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
+from blocklayer.base.record import Record, fresh
 from blocklayer.base.units import SECTOR, KiB, MiB
 from blocklayer.core.disk import Disk
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
 PIECE = 2 * MiB
 """Bytes read at once."""
@@ -35,21 +39,11 @@ ZERO_GRANULARITY = 4 * KiB
 """Runs of zeroes shorter than this are copied as data (qemu-img's -S default)."""
 
 
-class Source(Protocol):
-    """What can be copied from: a disk, or several in a row."""
+STEP_SECONDS = 0.1
+"""Longest sleep of a copy that is held back: then it looks whether it was cancelled."""
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        ...
-
-    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
-        """As `Disk.extents`."""
-        ...
-
-    def read_into(self, offset: int, buffer: memoryview) -> int:
-        """As `Disk.read_into`."""
-        ...
+RUNS_MAX = 1024
+"""Runs in one buffer: bounds what one commit makes visible of an image of tiny pieces."""
 
 
 class Concatenation:
@@ -80,13 +74,15 @@ class Concatenation:
         return done
 
 
-@dataclass(slots=True)
-class CopyResult:
+Source: TypeAlias = "Disk | Concatenation"
+
+
+class CopyResult(Record):
     """Bytes written as data, bytes zeroed or left as zeroes, and ranges that could not be read."""
 
     data: int = 0
     zero: int = 0
-    salvaged: list[tuple[int, int]] = field(default_factory=list)
+    salvaged: list[tuple[int, int]] = fresh(factory=list)
 
     def add_salvaged(self, offset: int, length: int) -> None:
         """Bytes from `offset` could not be read; neighbours become one range."""
@@ -96,8 +92,7 @@ class CopyResult:
         self.salvaged.append((offset, length))
 
 
-@dataclass(frozen=True, slots=True)
-class CopyOptions:
+class CopyOptions(Record, frozen=True):
     """How to copy.
 
     target_is_zero    the target reads as zeroes where nothing was written: zeroes are skipped
@@ -114,18 +109,30 @@ class CopyOptions:
     rate_limit: int = 0
 
 
-@dataclass(slots=True)
-class _Piece:
-    """One step of the writer: a run of zeroes, or data in a buffer with its runs."""
+class _Load:
+    """A buffer on its way from the reader to the writer.
 
-    offset: int
-    length: int
-    buffer: bytearray | None = None
-    runs: list[tuple[int, int, bool]] = field(default_factory=list)
+    runs   (guest offset, length, start in the buffer or -1 for zeroes), ascending
+    """
 
+    __slots__ = ("buffer", "filled", "guest", "runs")
 
-STEP_SECONDS = 0.1
-"""A copy that waits or is held back notices within this time that it was cancelled."""
+    def __init__(self, buffer: bytearray) -> None:
+        self.buffer = buffer
+        self.filled = 0
+        self.guest = 0
+        self.runs: list[tuple[int, int, int]] = []
+
+    def add(self, offset: int, length: int, start: int) -> None:
+        """Append a run; a run that continues the last one becomes part of it."""
+        self.guest += length
+        if self.runs:
+            last_offset, last_length, last_start = self.runs[-1]
+            continues = last_offset + last_length == offset
+            if continues and (start == last_start == -1 or start == last_start + last_length > 0):
+                self.runs[-1] = (last_offset, last_length + length, last_start)
+                return
+        self.runs.append((offset, length, start))
 
 
 class Pace:
@@ -166,8 +173,8 @@ class _Copy:
         self._options = options
         self._reporter = reporter
         self._result = CopyResult()
-        self._free: queue.Queue[bytearray] = queue.Queue()
-        self._ready: queue.Queue[_Piece | BaseException | None] = queue.Queue(BUFFERS)
+        self._free: SimpleQueue[bytearray] = SimpleQueue()
+        self._ready: SimpleQueue[_Load | BaseException | None] = SimpleQueue()
         self._stop = threading.Event()
         self._pace = Pace(options.rate_limit, reporter)
         for _ in range(BUFFERS):
@@ -177,107 +184,82 @@ class _Copy:
         reader = threading.Thread(target=self._read_all, name="blocklayer-copy", daemon=True)
         reader.start()
         try:
-            while (piece := self._next_piece()) is not None:
-                if isinstance(piece, BaseException):
-                    raise piece
+            while (load := self._next_load()) is not None:
+                if isinstance(load, BaseException):
+                    raise load
                 before = self._result.data
-                self._write(piece)
-                self._reporter.advance(piece.length)
+                self._write(load)
+                self._reporter.advance(load.guest)
                 self._pace.advance(self._result.data - before)
+                self._free.put(load.buffer)
         finally:
             self._stop.set()
             reader.join()
         return self._result
 
-    def _next_piece(self) -> _Piece | BaseException | None:
-        """What the reader has next; looks whether to stop while it is busy."""
+    def _next_load(self) -> _Load | BaseException | None:
+        """Wait for the reader, whose storage may be slow, and notice a cancellation meanwhile."""
         while True:
             try:
                 return self._ready.get(timeout=STEP_SECONDS)
-            except queue.Empty:
+            except Empty:
                 self._reporter.check()
 
     # --- reader ---------------------------------------------------------------------------------
 
     def _read_all(self) -> None:
         try:
-            for piece in self._pieces():
-                self._hand_over(piece)
-            self._hand_over(None)
+            for load in self._loads():
+                self._ready.put(load)
+            self._ready.put(None)
         except _Stopped:
             return
         except BaseException as error:
-            try:
-                self._hand_over(error)
-            except _Stopped:
-                return
+            self._ready.put(error)
 
-    def _hand_over(self, item: _Piece | BaseException | None) -> None:
+    def _new_load(self) -> _Load:
         while True:
             if self._stop.is_set():
                 raise _Stopped
             try:
-                self._ready.put(item, timeout=STEP_SECONDS)
-                return
-            except queue.Full:
+                return _Load(self._free.get(timeout=STEP_SECONDS))
+            except Empty:
                 continue
 
-    def _buffer(self) -> bytearray:
-        while True:
-            if self._stop.is_set():
-                raise _Stopped
-            try:
-                return self._free.get(timeout=STEP_SECONDS)
-            except queue.Empty:
-                continue
-
-    def _pieces(self) -> Iterator[_Piece]:
-        """Extents cut at multiples of PIECE; neighbouring small extents share a buffer."""
-        pending: _Piece | None = None
+    def _loads(self) -> Iterator[_Load]:
+        """Fill buffers; data is cut at multiples of PIECE, so that clusters stay whole."""
+        load = self._new_load()
         for extent in self._source.extents(0, self._source.size):
+            if extent.zero:
+                load.add(extent.offset, extent.length, -1)
+                if len(load.runs) >= RUNS_MAX:
+                    yield load
+                    load = self._new_load()
+                continue
             position = extent.offset
             while position < extent.end:
-                if extent.zero:
-                    if pending is not None:
-                        yield pending
-                        pending = None
-                    yield _Piece(position, extent.end - position)
-                    break
-                limit = align_down(position, PIECE) + PIECE
-                if pending is not None and pending.offset + pending.length != position:
-                    yield pending
-                    pending = None
-                if pending is None:
-                    pending = _Piece(position, 0, self._buffer())
-                count = min(extent.end, limit) - position
-                self._read_piece(pending, position, count)
+                count = min(extent.end, align_down(position, PIECE) + PIECE) - position
+                if load.filled + count > PIECE or len(load.runs) >= RUNS_MAX:
+                    yield load
+                    load = self._new_load()
+                self._read_into(load, position, count)
                 position += count
-                if position == limit:
-                    yield pending
-                    pending = None
-        if pending is not None:
-            yield pending
+        yield load
 
-    def _read_piece(self, piece: _Piece, offset: int, length: int) -> None:
-        """Append bytes to a piece and find the zeroes in them."""
-        assert piece.buffer is not None
-        start = piece.length
-        view = memoryview(piece.buffer)[start : start + length]
-        try:
-            self._source.read_into(offset, view)
-        except IoError:
-            if not self._options.salvage:
-                raise
-            self._salvage(offset, view)
-        finally:
-            view.release()
-        piece.length += length
-        for run in find_zeroes(piece.buffer, start, length, offset, self._options.sparse_size):
-            if piece.runs and piece.runs[-1][2] == run[2]:
-                first, count, zero = piece.runs[-1]
-                piece.runs[-1] = (first, count + run[1], zero)
-            else:
-                piece.runs.append(run)
+    def _read_into(self, load: _Load, offset: int, length: int) -> None:
+        """Append data to a buffer and find the zeroes in it."""
+        start = load.filled
+        with memoryview(load.buffer)[start : start + length] as view:
+            try:
+                self._source.read_into(offset, view)
+            except IoError:
+                if not self._options.salvage:
+                    raise
+                self._salvage(offset, view)
+        load.filled += length
+        granularity = self._options.sparse_size
+        for run_start, count, zero in find_zeroes(load.buffer, start, length, offset, granularity):
+            load.add(offset + run_start - start, count, -1 if zero else run_start)
 
     def _salvage(self, offset: int, view: memoryview) -> None:
         """Read sector by sector what cannot be read at once."""
@@ -287,27 +269,22 @@ class _Copy:
                 self._source.read_into(offset + start, sector)
             except BlocklayerError:
                 sector[:] = bytes(len(sector))
-                self._result.add_salvaged(offset + start, len(sector))
+                self._result.salvaged.append((offset + start, len(sector)))
 
     # --- writer ---------------------------------------------------------------------------------
 
-    def _write(self, piece: _Piece) -> None:
-        if piece.buffer is None:
-            self._write_zero(piece.offset, piece.length)
-            return
-        with memoryview(piece.buffer) as view:
-            data = []
-            for start, length, zero in piece.runs:
-                offset = piece.offset + start
-                if zero:
+    def _write(self, load: _Load) -> None:
+        data: list[tuple[int, memoryview]] = []
+        with memoryview(load.buffer) as view:
+            for offset, length, start in load.runs:
+                if start < 0:
                     self._write_zero(offset, length)
                 else:
                     data.extend(self._changed(offset, view[start : start + length]))
             self._target.write_many(data)
-            self._result.data += sum(len(part) for _, part in data)
             for _, part in data:
+                self._result.data += len(part)
                 part.release()
-        self._free.put(piece.buffer)
 
     def _write_zero(self, offset: int, length: int) -> None:
         self._result.zero += length

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
-from blocklayer.base.buffers import Buffer, Vector, byte_view
+from blocklayer.base.buffers import Buffer, Vector, byte_view, vector_length
 from blocklayer.base.errors import InvalidArgument, OutOfRange, ReadOnly
 from blocklayer.base.extent import Extent
 from blocklayer.core import io as core_io
@@ -67,7 +67,7 @@ class Disk:
         self.node = node
         self.discard_mode = discard
         self._tracker = node.tracker
-        self._writethrough = writethrough
+        self.writethrough = writethrough
         self._detect_zeroes = detect_zeroes
         self._owns_node = owns_node
         self._open = True
@@ -84,7 +84,7 @@ class Disk:
         self._descriptor = inline.descriptor if inline else -1
         writable = not (
             self.read_only
-            or self._writethrough
+            or self.writethrough
             or self._detect_zeroes != "off"
             or self.node.hooks is not None
         )
@@ -195,8 +195,11 @@ class Disk:
             for offset, length in requests:
                 host = lookup(offset, length) if lookup is not None else -1
                 if host >= 0:
-                    data = _pread(descriptor, length, host)
-                    if len(data) == length:
+                    try:
+                        data = _pread(descriptor, length, host)
+                    except OSError:
+                        data = None  # the slow path meets the same error and says where
+                    if data is not None and len(data) == length:
                         append(data)
                         continue
                 append(self._read_tracked(offset, length))
@@ -215,6 +218,8 @@ class Disk:
         self._tracker.enter()
         try:
             if vector:
+                # Once more: who waited for a drain may find a smaller disk.
+                self.check_range("read", offset, vector_length(vector))
                 self.node.readv(offset, vector)
         finally:
             self._tracker.leave()
@@ -264,10 +269,10 @@ class Disk:
         from blocklayer.core.submit import write_merged
 
         views = [(offset, byte_view(data)) for offset, data in requests]
-        for offset, view in views:
-            self.check_write("write", offset, len(view))
         self._tracker.enter()
         try:
+            for offset, view in views:
+                self.check_write("write", offset, len(view))
             for error in write_merged(self, merge_writes(views)):
                 if error is not None:
                     raise error
@@ -402,8 +407,13 @@ class Disk:
                 self.node.hooks.resize(self.node.size)
 
     def _begin_write(self, verb: str, offset: int, length: int) -> None:
-        self.check_write(verb, offset, length)
+        """Checked inside the request: who waited for a drain may find a smaller disk."""
         self._tracker.enter()
+        try:
+            self.check_write(verb, offset, length)
+        except BaseException:
+            self._tracker.leave()
+            raise
 
     def check_write(self, verb: str, offset: int, length: int) -> None:
         """Raise `OutOfRange` or `ReadOnly` unless this may be written."""
@@ -412,7 +422,7 @@ class Disk:
             raise ReadOnly(f"Cannot {verb} to '{self.filename}': it is open read-only")
 
     def _end_write(self, fua: bool) -> None:
-        if fua or self._writethrough:
+        if fua or self.writethrough:
             self.node.flush()
 
     def check_range(self, verb: str, offset: int, length: int) -> None:

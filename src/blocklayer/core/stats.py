@@ -17,6 +17,7 @@ from blocklayer.base.buffers import Buffer, byte_view
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, OutOfRange, ReadOnly
 from blocklayer.core.batch import DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, Request
 from blocklayer.core.disk import Disk
+from blocklayer.core.submit import attempt
 
 _NAMES = {READ: "rd", WRITE: "wr", WRITE_ZEROES: "wr", DISCARD: "unmap", FLUSH: "flush"}
 
@@ -139,6 +140,11 @@ class CountingDisk(Disk):
     def write_many(self, requests: Sequence[tuple[int, Buffer]], *, fua: bool = False) -> None:
         """As `Disk.write_many`."""
         batch = [Request.write(offset, data, fua=fua) for offset, data in requests]
+        for request in batch:
+            refusal = attempt(self.check_write, WRITE, request.offset, request.length)
+            if refusal is not None:
+                self.stats.account(WRITE, request.offset, request.length, 0, refusal)
+                raise refusal
         self.submit(batch)
         for request in batch:
             if request.error is not None:
@@ -150,6 +156,8 @@ class CountingDisk(Disk):
         merged = super().submit(requests)
         elapsed = time.monotonic_ns() - started
         for request in requests:
+            if request.kind not in _NAMES:
+                continue  # its error says so
             self.stats.account(request.kind, request.offset, request.length, elapsed, request.error)
         self.stats.merge(merged)
         return merged

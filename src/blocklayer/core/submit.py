@@ -37,11 +37,17 @@ def run_batch(disk: Disk, requests: Sequence[Request]) -> int:
         merged += _run_writes(disk, writes)
         for request in others:
             _run_one(disk, request)
-        changing = [r for r in phase if r.fua and r.error is None and r.kind != READ]
-        if changing and (failure := attempt(disk.node.flush)) is not None:
-            for request in changing:
+        durable = [r for r in phase if r.error is None and _must_last(disk, r)]
+        if durable and (failure := attempt(disk.node.flush)) is not None:
+            for request in durable:
                 request.error = failure
     return merged
+
+
+def _must_last(disk: Disk, request: Request) -> bool:
+    """Whether a request is done only when it is on stable storage."""
+    writes = request.kind in (WRITE, WRITE_ZEROES)
+    return request.kind != READ and (request.fua or (writes and disk.writethrough))
 
 
 def attempt(action: Callable[..., object], *arguments: object) -> BlocklayerError | None:

@@ -82,8 +82,8 @@ def compare_disks(
     return CompareResult(True, sizes_differ=sizes_differ)
 
 
-def _status(extent: Extent) -> tuple[bool, bool]:
-    return extent.data, extent.zero
+def _status(extent: Extent) -> tuple[bool, bool, bool]:
+    return extent.data, extent.zero, extent.present
 
 
 def zip_extents(one: Disk, two: Disk, length: int) -> Iterator[tuple[Extent, Extent]]:

@@ -6,10 +6,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
+from blocklayer.base.record import Record
 from blocklayer.base.units import SECTOR, MiB
 from blocklayer.core.copy import ZERO_GRANULARITY, Concatenation, CopyOptions, CopyResult, copy
 from blocklayer.core.disk import Disk
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 SPARSE_SIZE_MAX = 16 * MiB
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertResult:
+class ConvertResult(Record, frozen=True):
     """What was done, in bytes: the disk's size, data written, zeroes; and what was unreadable."""
 
     size: int

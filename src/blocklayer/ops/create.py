@@ -140,8 +140,11 @@ def _make(
     try:
         storage = _open_storage(target, locking)
         try:
-            if storage.grows_zeroed:
+            if storage.grows_zeroed and storage.size:
                 storage.truncate(0)
+                # What was there must be gone for certain: after a power failure in the middle, an
+                # old image's tables must not show up behind the new one's header.
+                storage.flush()
             spoilt = True
             assert driver.create is not None
             driver.create(storage, options)

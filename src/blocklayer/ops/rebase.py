@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from blocklayer.base.align import align_down
+from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import is_zero
 from blocklayer.base.errors import NotSupported
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
@@ -57,17 +57,23 @@ def rebase(
 
 
 def _copy_differences(disk: Disk, below: Disk | None, reporter: Reporter) -> None:
-    """Store in the overlay what the new backing file would show differently."""
+    """Store in the overlay what the new backing file would show differently.
+
+    The overlay can hide whole clusters only, whatever the granularity of the old backing file.
+    """
+    unit = disk.node.limits.opt_transfer or 1
+    done = 0
     for extent in disk.extents():
         if extent.present and extent.depth == 0:
-            reporter.advance(extent.length)
+            reporter.advance(max(0, extent.end - done))
+            done = max(done, extent.end)
             continue
-        position = extent.offset
-        while position < extent.end:
-            end = min(extent.end, align_down(position, PIECE) + PIECE)
-            _copy_range(disk, below, position, end)
-            reporter.advance(end - position)
-            position = end
+        end = min(align_up(extent.end, unit), disk.size)
+        while done < end:
+            stop = min(end, align_down(done, PIECE) + PIECE)
+            _copy_range(disk, below, done, stop)
+            reporter.advance(stop - done)
+            done = stop
     reporter.finish()
 
 
@@ -83,7 +89,9 @@ def _copy_range(disk: Disk, below: Disk | None, start: int, end: int) -> None:
         stop = min(align_down(position, unit) + unit, end)
         old = shown[position - start : stop - start]
         if old != future[position - start : stop - start]:
-            if is_zero(old):
+            whole = position % unit == 0 and (stop % unit == 0 or stop == disk.size)
+            # A part of a cluster reads as zeroes already, by the backing file that is to go.
+            if whole and is_zero(old):
                 disk.write_zeroes(position, stop - position)
             else:
                 writes.append((position, old))

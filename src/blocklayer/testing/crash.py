@@ -35,6 +35,7 @@ from blocklayer.core.node import Mapped, Node
 
 ZERO_SECTOR: Final = bytes(SECTOR)
 
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What storage holds at one moment: its sectors that are not zero, and its size in bytes."""
@@ -268,6 +269,11 @@ class CrashDisk(SectorDisk):
         wait, to interleave threads, or raise, to make the operation fail."""
         self.after: Callable[[Operation], None] | None = None
         """Called after each operation; may raise, for one that fails and has been done."""
+        self.flushes = 0
+        """How many flushes were asked for."""
+        self.ignored: set[int] = set()
+        """Flushes, by number from 0, that are not carried out: as if the driver had left them out.
+        A test whose outcome does not change has not looked at what this flush is for."""
         self._held = set(self._sectors)
 
     @property
@@ -278,6 +284,13 @@ class CrashDisk(SectorDisk):
     def _announce(self, kind: str, offset: int) -> None:
         if self.before is not None:
             self.before(kind, offset)
+
+    def flush(self) -> None:
+        """Note it, unless it is to be ignored."""
+        number = self.flushes
+        self.flushes += 1
+        if number not in self.ignored:
+            super().flush()
 
     def _change(self, operation: Operation) -> None:
         super()._change(operation)

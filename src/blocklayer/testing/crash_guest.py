@@ -365,9 +365,9 @@ class Guest:
         end_sector = content.header[0] // SECTOR
         get = content.sectors.get
         for sector, values in allowed.items():
-            if get(sector, ZERO_SECTOR) not in values and sector < end_sector:
-                if sector not in hidden:
-                    return _wrong(sector, get(sector, ZERO_SECTOR), values)
+            found = get(sector, ZERO_SECTOR)
+            if found not in values and sector < end_sector and sector not in hidden:
+                return _wrong(sector, found, values)
         for sector in content.sectors.keys() - allowed.keys():
             return _wrong(sector, content.sectors[sector], (ZERO_SECTOR,))
         return None
@@ -388,7 +388,7 @@ class Guest:
         return tuple(dict.fromkeys(values))
 
     def _is_pending(self, view: View, start: int, end: int) -> bool:
-        """Whether a request on the range may be half done, or none has mended it since the start."""
+        """Whether a request on the range may be half done, or it was never readable."""
         steps = [
             step.request
             for sector in range(start // SECTOR, end // SECTOR)

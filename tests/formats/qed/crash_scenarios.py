@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,7 @@ class Lab:
         self.node_class = node_class
         self.backings: dict[str, Snapshot] = {}
         self.image = Snapshot()
+        self.ignored_flushes: set[int] = set()
         self.damaged = False
         """The image has corruptions that only an explicit check with repair resolves."""
 
@@ -55,7 +57,8 @@ class Lab:
 
     def create(self, size: int, backing: str | None = None) -> None:
         """A new image."""
-        options = {"size": size, "cluster_size": self.c, "table_size": self.table}
+        options: dict[str, Any] = {"size": size}
+        options |= {"cluster_size": self.c, "table_size": self.table}
         if backing is not None:
             options |= {"backing_file": backing, "backing_fmt": "raw"}
         storage = SectorDisk()
@@ -90,12 +93,17 @@ class Lab:
 
     def start(self) -> Guest:
         """Open the image and record from now on, the opening included."""
-        self.storage = CrashDisk(self.image)
+        self.storage = self.recorder()
         # What the guest may rely on is what the image holds before it is opened for writing.
         reader = self.open(SectorDisk(self.image, read_only=True), True)
         node = self.open(self.storage, False, self.node_class)
         self.guest = Guest(Disk(node, discard="unmap"), self.storage, reader)
         return self.guest
+
+    def recorder(self) -> CrashDisk:
+        storage = CrashDisk(self.image)
+        storage.ignored = self.ignored_flushes
+        return storage
 
     def open(
         self, storage: Node, read_only: bool, node_class: type[QedNode] = QedNode
@@ -128,9 +136,7 @@ def set_entry(node: QedNode, guest_offset: int, entry: int) -> None:
     geometry = node.geometry
     l1_index, index = geometry.l1_index(guest_offset), geometry.l2_index(guest_offset)
     number = l1_index * geometry.table_slices + index // SLICE_ENTRIES
-    node.tables.write_l2(
-        l1_index, {number: array("Q", [entry])}, {number: index % SLICE_ENTRIES}
-    )
+    node.tables.write_l2(l1_index, {number: array("Q", [entry])}, {number: index % SLICE_ENTRIES})
 
 
 Scenario = Callable[[Lab], None]
@@ -214,10 +220,7 @@ def entries_in_two_sectors(lab: Lab) -> None:
         disk.write(70 * lab.c, stamp("old", 70 * lab.c, 512))
     guest = lab.start()
     guest.write_many(
-        [
-            (number * lab.c, stamp("new", number * lab.c, 512))
-            for number in (62, 63, 64, 65)
-        ]
+        [(number * lab.c, stamp("new", number * lab.c, 512)) for number in (62, 63, 64, 65)]
     )
     guest.close()
 
@@ -690,7 +693,7 @@ def open_dirty(lab: Lab) -> None:
 
 def _repair(lab: Lab, repair: Repair) -> None:
     """Record a check with repair of an image that is opened for it alone."""
-    lab.storage = CrashDisk(lab.image)
+    lab.storage = lab.recorder()
     reader = lab.open(SectorDisk(lab.image, read_only=True), True)
     node = QedNode(lab.storage, OpenFlags(read_only=False, check=True))
     if node.backing_filename is not None:
@@ -880,7 +883,8 @@ def interleave(lab: Lab, first: Callable[[], None], second: Callable[[], None], 
     resume.set()
     one.join(10)
     two.join(10)
-    assert not one.is_alive() and not two.is_alive()
+    assert not one.is_alive()
+    assert not two.is_alive()
     lab.storage.before = None
     return reached
 

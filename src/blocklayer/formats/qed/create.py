@@ -94,10 +94,14 @@ def create(storage: Node, options: dict[str, Any]) -> None:
     if storage.grows_zeroed:
         storage.truncate(length)
     else:
-        core_io.zero_range(storage, 0, length, 0)
+        # An old image's header goes first, so that none of it opens when its tables have gone.
+        core_io.zero_range(storage, 0, SECTOR, 0)
+        storage.flush()
+        core_io.zero_range(storage, SECTOR, length - SECTOR, 0)
     # The magic number comes last and in one sector: what is half made is no QED image.
     if name:
         storage.writev(Header.SIZE, [memoryview(name)])
+    if name or not storage.grows_zeroed:
         storage.flush()
     storage.writev(0, [memoryview(header.pack())])
 

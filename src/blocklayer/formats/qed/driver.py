@@ -595,7 +595,7 @@ class QedNode(FormatNode):
             self.file.flush()
 
     def _put_back(self, header: Header) -> None:
-        """A header write that failed may have happened: undo it, for what comes is relative to it."""
+        """A header write that failed may have happened: undo it, what comes relies on that."""
         try:
             write_header(self.file, header)
         except BlocklayerError:

@@ -176,6 +176,6 @@ def place_backing_name(header: Header, length: int) -> int | None:
     old_end = old_start + header.backing_filename_size if old_start else 0
     for start in (Header.SIZE, limit - length):
         end = start + length
-        if Header.SIZE <= start and end <= limit and (end <= old_start or start >= old_end):
+        if start >= Header.SIZE and end <= limit and (end <= old_start or start >= old_end):
             return start
     return Header.SIZE if Header.SIZE + length <= limit else None
