@@ -212,7 +212,12 @@ convert nonexistent new.raw
 convert data.qed data.raw
 convert -O qed -o foo=1 data.qed new.qed
 convert -O qed -o cluster_size=5k data.qed new.qed
+convert -O qed -B data.qed -F qed top.qed new.qed
+convert -n -O qed data.raw top.qed
+convert -n -O qed -S 0 data.raw top.qed
 convert -O qed -o help
+convert -O qed -o size=2M data.qed new.qed
+convert -O qed -o size=512k data.qed new.qed
 convert -O qed -o , data.qed new.qed
 convert -O qed data.qed data.raw new.qed
 convert data.raw data.raw data.raw new.raw
@@ -314,6 +319,7 @@ rebase -b empty.qed over.qed
 rebase -b data.raw -F raw over.qed
 rebase -b longer.qed -F qed top.qed
 rebase -b data.qed -F qed top.qed
+rebase -b data.qed -F raw over.qed
 rebase -b '' over.qed
 rebase -b '' top.qed
 rebase -p -b empty.qed -F qed over.qed
@@ -843,6 +849,19 @@ IMG_DIFFERENCES = {
         "a failed creation leaves nothing behind", files=("new.qed",)
     ),
     "convert -O qed -o help": Difference(_NO_PROTOCOL, stdout=_QED_HELP),
+    "convert -O qed -B data.qed -F qed top.qed new.qed": Difference(
+        "what is written in a layer between source and backing file is part of the source",
+        files=("new.qed",),
+    ),
+    "convert -O qed -o size=2M data.qed new.qed": Difference(
+        "a size that is asked for is given", files=("new.qed",)
+    ),
+    "convert -O qed -o size=512k data.qed new.qed": Difference(
+        "a size that is asked for is given, or refused",
+        code=1,
+        complaint="TOOL: output file is smaller than input file",
+        files=("new.qed",),
+    ),
     "convert -B data.qed -F qed over.qed new.raw": Difference(
         _TARGET,
         complaint="TOOL: new.raw: error while converting raw: Backing file not supported for",
@@ -876,6 +895,9 @@ IMG_DIFFERENCES = {
     "resize data.qed 9999999999G": Difference(
         "too large is not negative",
         complaint="TOOL: Value '9999999999G' is out of range for parameter 'size'",
+    ),
+    "rebase -b data.qed -F raw over.qed": Difference(
+        "the same file in another format shows another disk", files=("over.qed",)
     ),
     "rebase -b over.qed -F qed over.qed": Difference(
         _NAME_TWICE,

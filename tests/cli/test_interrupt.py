@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from blocklayer.cli.failures import Interrupted
+from blocklayer.cli.parsing import Arguments
+from blocklayer.cli.progress import Running
 from tests.cli.terminal import Terminal
 
 pytestmark = pytest.mark.slow
@@ -83,3 +86,20 @@ def test_a_prompt_is_left_by_ctrl_c(source: Path) -> None:
     assert terminal.finish() == 130
     assert "blk: interrupted" in terminal.shown
     assert "Traceback" not in terminal.shown
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    running = Running(Arguments([], []))
+
+    def work() -> None:
+        with running:
+            signal.raise_signal(signal.SIGINT)
+            assert running.cancel.cancelled
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("went on")
+
+    with pytest.raises(Interrupted) as caught:
+        work()
+    assert caught.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is before

@@ -7,6 +7,7 @@ import errno
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -418,8 +419,8 @@ def recorded_qed(
     *, size: int = 1024 * MiB, backing: Node | None = None, **options: int
 ) -> tuple[Disk, Recorder, Node]:
     node = memory()
-    name = None if backing is None else "below"
-    create(node, size=size, backing_file=name, **options)
+    layout: dict[str, Any] = {**options, "backing_file": None if backing is None else "below"}
+    create(node, size=size, **layout)
     recorder = Recorder(node)
     disk = open_disk(recorder, backing=None if backing is None else tree(backing, "raw"))
     disk.read(0, 512)  # the L1 table is in the cache from now on
@@ -508,9 +509,8 @@ def test_a_batch_that_fills_a_cluster_reads_nothing_from_below() -> None:
         assert below.take() == []
         assert recorder.take("read") == []
         # All but one sector: the cluster has to be completed.
-        disk.submit(
-            [Request.write(2 * CLUSTER + i * 512, noise(512, i)) for i in range(8) if i != 3]
-        )
+        most = [i for i in range(8) if i != 3]
+        disk.submit([Request.write(2 * CLUSTER + i * 512, noise(512, i)) for i in most])
         assert below.take() == [("read", 2 * CLUSTER + 3 * 512, 5 * 512)]
         expected = bytearray(content)
         expected[CLUSTER : 2 * CLUSTER] = b"".join(noise(512, i) for i in range(8))

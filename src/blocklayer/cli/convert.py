@@ -41,7 +41,7 @@ COMMAND = Command(
         Option("--target-is-zero", "", "with -n: the target reads as zeroes everywhere"),
         Option("--target-image-opts", "", "with -n: the target is named by options"),
         Option("-c", "", "compress"),
-        Option("-C", "", "let the kernel copy (it does where it can, without being asked)"),
+        Option("-C", "", "copy offload (accepted; copies are read and written)"),
         Option("-l", "SNAPSHOT", "copy a snapshot of the image"),
         Option("-S", "SIZE", "how many zero bytes in a row become a hole (default 4k; 0: none)"),
         Option("-m", "NUMBER", "requests at a time, 1 to 16 (accepted; the engine chooses)"),

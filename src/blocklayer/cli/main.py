@@ -69,8 +69,9 @@ def _prepare_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            descriptor = os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(descriptor, "w" if number else "r", encoding="utf-8"))
+            mode = "w" if number else "r"
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 -- for good
+            setattr(sys, name, stream)
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")
 

@@ -8,10 +8,11 @@ node (see `core/requests`); ranges are inside the node.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import (
+    ZERO_CHUNK,
     Vector,
     fill_zero,
     is_zero,
@@ -22,7 +23,7 @@ from blocklayer.base.buffers import (
 )
 from blocklayer.base.errors import BlocklayerError, NotSupported
 from blocklayer.base.extent import BACKING, DATA, ZERO
-from blocklayer.base.units import GiB, MiB
+from blocklayer.base.units import GiB, KiB, MiB
 from blocklayer.core.mapping import reads_as_zero, resolve
 from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Node, WritePlan
 
@@ -35,6 +36,9 @@ ALLOCATION_PIECE = 64 * MiB
 
 COPY_PIECE = MiB
 """Bytes that copy-on-read copies with one commit."""
+
+HOLE_MIN = 4 * KiB
+"""Bytes of a hole that is worth being left alone where zeroes have to be written."""
 
 ZERO_PIECE = 256 * GiB
 """Most guest bytes whose zeroing one commit makes visible."""
@@ -347,8 +351,32 @@ def zero_range(node: Node, offset: int, length: int, flags: int) -> None:
     except NotSupported:
         if flags & NO_FALLBACK:
             raise
-        for start, zeroes in zero_pieces(offset, length):
-            node.writev(start, [zeroes])
+        keep_holes = not flags & ALLOCATE
+        for start, count in _data_runs(node, offset, length) if keep_holes else [(offset, length)]:
+            for position, zeroes in zero_pieces(start, count):
+                node.writev(position, [zeroes])
+
+
+def _data_runs(node: Node, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what is not known to read as zeroes; longer runs come in pieces.
+
+    What lies behind the end of the node is a run as well: storage has to grow there.
+    """
+    end = offset + length
+    start = position = offset
+    while position < end:
+        found = resolve(node, position, end - position) if position < node.size else None
+        if found is not None and found.zero and found.length >= HOLE_MIN:
+            if start < position:
+                yield start, position - start
+            start = position = found.end
+            continue
+        position = end if found is None else min(end, max(found.end, position + HOLE_MIN))
+        if position - start >= ZERO_CHUNK:
+            yield start, position - start
+            start = position
+    if start < end:
+        yield start, end - start
 
 
 def zero_mapped(node: FormatNode, offset: int, length: int, flags: int) -> None:
@@ -407,6 +435,8 @@ def _zero_clusters_locked(node: FormatNode, start: int, end: int, flags: int) ->
             if placed is not None:
                 child, host, count = placed
                 zero_range(child, host, count, flags)
+            elif not flags & ALLOCATE and (zeroes := _zero_run(node, start, end)):
+                count = zeroes
             else:
                 plan = None if flags & ALLOCATE else node.plan_zero(start, end - start)
                 if plan is None:
@@ -423,6 +453,12 @@ def _zero_clusters_locked(node: FormatNode, start: int, end: int, flags: int) ->
     except BaseException:
         node.abandon_writes(plans)
         raise
+
+
+def _zero_run(node: FormatNode, start: int, end: int) -> int:
+    """Bytes from `start` that are zero clusters already."""
+    kind, count, _, _ = node.map(start, end - start)
+    return count if kind == ZERO else 0
 
 
 def discard_mapped(node: FormatNode, offset: int, length: int) -> None:

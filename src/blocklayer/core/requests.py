@@ -32,13 +32,14 @@ class Tracker:
     The inline path uses `inflight` and `drained` directly.
     """
 
-    __slots__ = ("_changed", "closed", "drained", "inflight")
+    __slots__ = ("_changed", "_sections", "closed", "drained", "inflight")
 
     def __init__(self) -> None:
         self.inflight: deque[None] = deque()
         self.drained = 0
         self.closed = False
         self._changed = threading.Condition()
+        self._sections = threading.RLock()
 
     def enter(self) -> None:
         """Begin a request; waits while the node is drained. Raises `Closed`."""
@@ -79,12 +80,18 @@ class Tracker:
 
     @contextmanager
     def drained_section(self) -> Iterator[None]:
-        """No request is in flight inside. The caller must not be inside a request itself."""
-        self.drain_begin()
-        try:
-            yield
-        finally:
-            self.drain_end()
+        """No request is in flight inside, and no other such section of another thread.
+
+        The caller must not be inside a request itself. Raises `Closed`.
+        """
+        with self._sections:
+            self.drain_begin()
+            try:
+                if self.closed:
+                    raise Closed("The disk is closed")
+                yield
+            finally:
+                self.drain_end()
 
     def close(self) -> None:
         """Wait for requests in flight; everything after is refused with `Closed`.

@@ -104,6 +104,7 @@ def convert(
                         rate_limit=rate_limit,
                     ),
                     Reporter("convert", whole.size, progress, cancel),
+                    new=create,
                 )
         except BaseException:
             if made is not None:
@@ -118,12 +119,17 @@ def _is_zero_when_new(disk: Disk) -> bool:
 
 
 def _copy_into(
-    source: Disk | Concatenation, disk: Disk, options: CopyOptions, reporter: Reporter
+    source: Disk | Concatenation,
+    disk: Disk,
+    options: CopyOptions,
+    reporter: Reporter,
+    *,
+    new: bool,
 ) -> CopyResult:
     result = copy(source, disk, options, reporter)
     rest = disk.size - source.size
-    if rest and options.only_differences:
-        # A target longer than the source shows zeroes there, not its backing file.
+    if rest and new and options.only_differences:
+        # A new target longer than the source shows zeroes there, not its backing file.
         disk.write_zeroes(source.size, rest)
     if options.target_is_zero and not options.sparse_size:
         _allocate_zeroes(source, disk)

@@ -168,7 +168,9 @@ class SectorDisk(Node):
         """Zero; that a discarded range may keep its bytes as well is for its user to know."""
         self._announce("discard", offset)
         with self._lock:
-            self._zero("discard", offset, min(length, self.size - offset))
+            length = min(length, self.size - offset)
+            if length > 0:
+                self._zero("discard", offset, length)
 
     def _zero(self, kind: str, offset: int, length: int) -> None:
         sectors = self._zeroed(offset, offset + length)

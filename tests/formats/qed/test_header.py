@@ -289,7 +289,7 @@ def assert_beside(header: Header, length: int) -> None:
     end = start + header.backing_filename_size
     place = place_backing_name(header, length)
     assert place is not None
-    assert Header.SIZE <= place
+    assert place >= Header.SIZE
     assert place + length <= CLUSTER
     fits = length <= max(start - Header.SIZE, CLUSTER - end)
     assert (place + length <= start or place >= end) == fits

@@ -202,9 +202,10 @@ class QedNode(FormatNode):
 
     def _require_clusters(self, entry: int, count: int, offset: int) -> None:
         """Raise unless `count` data clusters can stand at `entry`."""
-        problem = self.cluster_problem(entry) or self.cluster_problem(
-            entry + (count - 1) * self.cluster_size
-        )
+        last = entry + (count - 1) * self.cluster_size
+        problem = self.cluster_problem(entry) or self.cluster_problem(last)
+        if problem is None and entry < self.header.l1_table_offset < last:
+            problem = "belongs to a run over the L1 table"
         if problem is not None:
             kind = TruncatedImage if "end of the file" in problem else CorruptImage
             raise kind(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 
 from blocklayer.base.buffers import zero_vector
-from blocklayer.base.errors import IoError
+from blocklayer.base.errors import IoError, NotSupported
 from blocklayer.base.extent import ZERO
 from blocklayer.core import io as core_io
 from blocklayer.core.checking import Repair
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 def grow(node: QedNode, size: int) -> None:
     """Make the disk longer; the new bytes read as zeroes."""
+    if node.has_backing and node.backing is None:
+        raise NotSupported(
+            f"Cannot grow '{node.filename}' without its backing file, which may be longer"
+        )
     old = node.size
     visible = node.backing.size if node.backing is not None else 0
     first = node.geometry.cluster_up(old)
