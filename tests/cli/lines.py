@@ -64,6 +64,7 @@ check -r leaks data.qed
 check -T foo data.qed
 check -T none data.qed
 check -U data.qed
+check -U -r all leaky.qed
 check leaky.qed
 check -q leaky.qed
 check wrong.qed
@@ -157,6 +158,8 @@ create -f qed -b nonexistent new.qed 1M
 create -f qed -b data.raw -F foo new.qed 1M
 create -f qed -b '' new.qed 1M
 create -f raw -b data.raw -F raw new.raw 1M
+create -f raw -b nonexistent -F raw new.raw 1M
+create -f raw -F raw new.raw 1M
 create -f qed -b new.qed -F qed new.qed 1M
 create -f qed -b data.qed -F qed data.qed
 create -f qed -o backing_file=data.raw,backing_fmt=raw new.qed
@@ -212,6 +215,8 @@ convert nonexistent new.raw
 convert data.qed data.raw
 convert -O qed -o foo=1 data.qed new.qed
 convert -O qed -o cluster_size=5k data.qed new.qed
+convert -F qed data.qed new.raw
+convert -O qed -B data.qed -F qed over.qed over.qed new.qed
 convert -O qed -B data.qed -F qed top.qed new.qed
 convert -n -O qed data.raw top.qed
 convert -n -O qed -S 0 data.raw top.qed
@@ -755,6 +760,9 @@ IMG_DIFFERENCES = {
         "the letter is what is wrong, not the cluster of letters (or even the word before it)",
         complaint="TOOL: unrecognized option '-x'",
     ),
+    "check -U -r all leaky.qed": Difference(
+        "the library's words", complaint="TOOL: force_share can only be used without repair"
+    ),
     "check leaky.qed": Difference(_NAMED, complaint=_LEAKED),
     "check wrong.qed": Difference(_NAMED, complaint=_UNALIGNED),
     "check twice.qed": Difference(_NAMED, complaint=_SHARED),
@@ -861,6 +869,10 @@ IMG_DIFFERENCES = {
         code=1,
         complaint="TOOL: output file is smaller than input file",
         files=("new.qed",),
+    ),
+    "convert -F qed data.qed new.raw": Difference(
+        _TARGET,
+        complaint="TOOL: new.raw: error while converting raw: Backing file format not supported",
     ),
     "convert -B data.qed -F qed over.qed new.raw": Difference(
         _TARGET,

@@ -30,6 +30,7 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any
 
+    from blocklayer.base.options import OptionTree
     from blocklayer.core.checking import CheckResult, Problem
 
 COMMAND = Command(
@@ -54,20 +55,21 @@ LEAKS = 3
 
 def run(arguments: Arguments) -> int:
     """The command."""
-    as_json = wants_json(arguments)
     repair = arguments.last("repair", "none")
     if "repair" in arguments and repair not in ("leaks", "all"):
         raise UsageError(f"Unknown option value for -r (expecting 'leaks' or 'all'): {repair}")
+    image = one_image(arguments)
+    as_json = wants_json(arguments)
     cache = cache_name(arguments, "T", "writeback", what="source ")
     quiet = "quiet" in arguments
-    result = _check(arguments, repair, cache)
+    result = _check(arguments, image, repair, cache)
     if not quiet:
         _list_problems(result.problems)
     if result.corruptions_fixed or result.leaks_fixed:
         fixed = result
         if not quiet and not as_json:
             _print_repairs(fixed)
-        result = _check(arguments, "none", cache)
+        result = _check(arguments, image, "none", cache)
         result.corruptions_fixed = fixed.corruptions_fixed
         result.leaks_fixed = fixed.leaks_fixed
     if not quiet:
@@ -78,10 +80,12 @@ def run(arguments: Arguments) -> int:
     return _exit_code(result)
 
 
-def _check(arguments: Arguments, repair: str, cache: str) -> CheckResult:
+def _check(
+    arguments: Arguments, image: tuple[str | OptionTree, str | None], repair: str, cache: str
+) -> CheckResult:
     from blocklayer.ops.check import check
 
-    name, format_name = one_image(arguments)
+    name, format_name = image
     force_share = "force-share" in arguments
     try:
         return check(name, format=format_name, repair=repair, force_share=force_share, cache=cache)

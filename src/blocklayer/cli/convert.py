@@ -87,6 +87,11 @@ def run(arguments: Arguments) -> int:
     by_options = "target-image-opts" in arguments
     target_format = None if by_options else arguments.last("O", "raw")
     _add_backing(arguments, options)
+    if options.get("backing_file") and len(sources) > 1:
+        raise Failure(
+            "Having a backing file for the target makes no sense when concatenating multiple"
+            " input images"
+        )
     with Running(arguments) as running:
         try:
             result = convert(

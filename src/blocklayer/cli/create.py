@@ -48,10 +48,10 @@ def run(arguments: Arguments) -> int:
         return 0
     if not names:
         raise UsageError("Expecting image file name")
+    filename = names[0]
+    size = size_argument(names[1], "image size") if len(names) > 1 else None
     if len(names) > 2:
         raise UsageError(f"Unexpected argument: {names[2]}")
-    filename = names[0]
-    size = size_argument(names[1], "image size") if len(names) == 2 else None
     given = tuple(options)
     try:
         resolved = _create(arguments, filename, format_name, size, options)

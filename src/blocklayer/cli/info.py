@@ -38,8 +38,8 @@ def run(arguments: Arguments) -> int:
     """The command."""
     from blocklayer.ops.info import info, info_chain
 
-    as_json = wants_json(arguments)
     name, format_name = one_image(arguments)
+    as_json = wants_json(arguments)
     force_share = "force-share" in arguments
     if "backing-chain" in arguments:
         images = info_chain(name, format=format_name, force_share=force_share)

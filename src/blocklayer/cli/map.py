@@ -39,12 +39,12 @@ def run(arguments: Arguments) -> int:
     """The command."""
     from blocklayer.ops.map import map as map_image
 
-    as_json = wants_json(arguments)
     start = size_argument(arguments.last("start-offset", "0"), "start offset")
     length = None
     if "max-length" in arguments:
         length = size_argument(arguments.last("max-length"), "max length")
     name, format_name = one_image(arguments)
+    as_json = wants_json(arguments)
     extents = map_image(
         name,
         format=format_name,

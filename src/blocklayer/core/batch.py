@@ -29,6 +29,9 @@ FLUSH = "flush"
 PHASE_MAX = 1024
 """Requests looked at together: bounds the search for conflicts between kinds."""
 
+RUN_PARTS_MAX = 1024
+"""Parts of one merged run: as many as one system call takes, and cutting a run up stays cheap."""
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -117,7 +120,7 @@ def merge_writes(writes: Sequence[tuple[int, memoryview]]) -> list[MergedRun]:
     end = -1
     for offset, view, index in _disjoint(writes):
         size = len(view)
-        if offset == end:
+        if offset == end and len(runs[-1].vector) < RUN_PARTS_MAX:
             run = runs[-1]
             run.vector.append(view)
             run.owners.append(index)

@@ -138,8 +138,8 @@ class Disk:
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`. Raises `OutOfRange`, `IoError`, `Closed` …"""
         tracker = self._tracker
-        tracker.inflight.append(None)
         try:
+            tracker.inflight.append(None)  # the first call in here, as in `Tracker.enter`
             lookup = self._read_lookup
             if lookup is not None and not tracker.drained:
                 host = lookup(offset, length)
@@ -166,8 +166,8 @@ class Disk:
             raise InvalidArgument("read_into needs a writable buffer")
         length = len(view)
         tracker = self._tracker
-        tracker.inflight.append(None)
         try:
+            tracker.inflight.append(None)  # the first call in here, as in `Tracker.enter`
             lookup = self._read_lookup
             if lookup is not None and not tracker.drained:
                 host = lookup(offset, length)
@@ -229,8 +229,8 @@ class Disk:
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write all of `data` at `offset`; with `fua` it is on stable storage on return."""
         tracker = self._tracker
-        tracker.inflight.append(None)
         try:
+            tracker.inflight.append(None)  # the first call in here, as in `Tracker.enter`
             lookup = self._write_lookup
             if lookup is not None and not tracker.drained and type(data) is bytes and not fua:
                 length = len(data)
@@ -323,8 +323,9 @@ class Disk:
     def begin_recorded(self, offset: int, length: int) -> None:
         """A range is about to change: tell whoever asked to know before."""
         hooks = self.node.hooks
-        if hooks is not None:
-            hooks.begin(offset, length)
+        if hooks is not None and hooks.before:
+            with self._tracker.calling_out():
+                hooks.begin(offset, length)
 
     def end_recorded(self, offset: int, length: int) -> None:
         """A range has changed, or may have: mark dirty bitmaps."""
@@ -454,7 +455,10 @@ class Disk:
             del hooks.bitmaps[name]
 
     def add_before_write(self, callback: BeforeWrite) -> None:
-        """Call `callback(offset, length)` inside every write, zeroing and discard, before it."""
+        """Call `callback(offset, length)` inside every write, zeroing and discard, before it.
+
+        It may use the disk, in the thread that calls it, but not drain, resize or close it.
+        """
         with self._changing_hooks() as hooks:
             hooks.before.append(callback)
 
@@ -518,7 +522,8 @@ class Disk:
             try:
                 self.node.reopen(read_only)
             finally:
-                self._refresh_inline()
+                for disk in list(self.node.users):
+                    disk._refresh_inline()
 
     # --- life -----------------------------------------------------------------------------------
 

@@ -441,11 +441,11 @@ def _zero_clusters_locked(node: FormatNode, start: int, end: int, flags: int) ->
                 plan = None if flags & ALLOCATE else node.plan_zero(start, end - start)
                 if plan is None:
                     plan = node.plan_write(start, min(end - start, ALLOCATION_PIECE))
-                    if not plan.fresh:
-                        zero_range(node.file, plan.host, plan.length, flags)
-                    elif flags & ALLOCATE:
-                        zero_range(node.file, plan.host, plan.length, ALLOCATE)
                 plans.append(plan)
+                if not plan.zero and not plan.fresh:
+                    zero_range(node.file, plan.host, plan.length, flags)
+                elif not plan.zero and flags & ALLOCATE:
+                    zero_range(node.file, plan.host, plan.length, ALLOCATE)
                 count = plan.length
             start += count
         if plans:

@@ -32,7 +32,7 @@ class Tracker:
     The inline path uses `inflight` and `drained` directly.
     """
 
-    __slots__ = ("_changed", "_sections", "closed", "drained", "inflight")
+    __slots__ = ("_calling_out", "_changed", "_sections", "closed", "drained", "inflight")
 
     def __init__(self) -> None:
         self.inflight: deque[None] = deque()
@@ -40,13 +40,19 @@ class Tracker:
         self.closed = False
         self._changed = threading.Condition()
         self._sections = threading.RLock()
+        self._calling_out: set[int] = set()
 
     def enter(self) -> None:
         """Begin a request; waits while the node is drained. Raises `Closed`."""
         while True:
-            self.inflight.append(None)
-            if not self.drained:
-                return
+            try:
+                # The first call in here: an interrupt (Ctrl-C) never finds it undone.
+                self.inflight.append(None)
+                if not self.drained or threading.get_ident() in self._calling_out:
+                    return
+            except BaseException:
+                self.leave()
+                raise
             self.leave()
             with self._changed:
                 while self.drained and not self.closed:
@@ -65,12 +71,33 @@ class Tracker:
         with self._changed:
             self._changed.notify_all()
 
+    @contextmanager
+    def calling_out(self) -> Iterator[None]:
+        """Inside a request that calls somebody else's code: its own requests do not wait.
+
+        A drain waits for the request, so requests that this one makes must not wait for the drain.
+        """
+        thread = threading.get_ident()
+        if thread in self._calling_out:
+            yield
+            return
+        self._calling_out.add(thread)
+        try:
+            yield
+        finally:
+            self._calling_out.discard(thread)
+
     def drain_begin(self) -> None:
         """Stop new requests and wait for those in flight."""
         with self._changed:
             self.drained += 1
-            while self.inflight:
-                self._changed.wait()
+            try:
+                while self.inflight:
+                    self._changed.wait()
+            except BaseException:  # an interrupt: nobody will end this drain
+                self.drained -= 1
+                self._changed.notify_all()
+                raise
 
     def drain_end(self) -> None:
         """Let requests continue."""
@@ -98,19 +125,26 @@ class Tracker:
 
         The drain is never ended, so that the inline path needs no second flag to look at.
         """
-        self.drain_begin()
-        self.closed = True
-        self.wake()
+        with self._sections:
+            self.drain_begin()
+            self.closed = True
+            self.wake()
 
 
 class RangeLock:
-    """Exclusive ranges of bytes: the only mechanism by which overlapping requests wait."""
+    """Exclusive ranges of bytes: the only mechanism by which overlapping requests wait.
 
-    __slots__ = ("_changed", "_held")
+    First come, first served, so that nobody waits for ever: who comes waits for those who hold
+    something that overlaps, and for those who wait for it already. Therefore a thread that holds
+    ranges must not acquire others of the same lock.
+    """
+
+    __slots__ = ("_changed", "_held", "_waiting")
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._held: list[tuple[int, int]] = []
+        self._waiting: list[list[tuple[int, int]]] = []
 
     def acquire(self, ranges: list[tuple[int, int]]) -> None:
         """Wait until nobody holds anything that overlaps one of `ranges` (start, end); take all.
@@ -118,9 +152,22 @@ class RangeLock:
         All or nothing, so that two batches cannot wait for each other.
         """
         with self._changed:
-            while self._conflict(ranges):
-                self._changed.wait()
+            if self._waiting or _overlap(self._held, ranges):
+                self._wait(ranges)
             self._held.extend(ranges)
+
+    def _wait(self, ranges: list[tuple[int, int]]) -> None:
+        earlier = self._waiting[:]
+        self._waiting.append(ranges)
+        try:
+            while _overlap(self._held, ranges) or any(
+                _overlap(other, ranges) and any(other is each for each in self._waiting)
+                for other in earlier
+            ):
+                self._changed.wait()
+        finally:
+            self._waiting = [other for other in self._waiting if other is not ranges]
+            self._changed.notify_all()
 
     def release(self, ranges: list[tuple[int, int]]) -> None:
         """Give back what `acquire` took."""
@@ -129,10 +176,10 @@ class RangeLock:
                 self._held.remove(taken)
             self._changed.notify_all()
 
-    def _conflict(self, ranges: list[tuple[int, int]]) -> bool:
-        held = self._held
-        return bool(held) and any(
-            start < held_end and held_start < end
-            for held_start, held_end in held
-            for start, end in ranges
-        )
+
+def _overlap(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> bool:
+    return bool(some) and any(
+        start < other_end and other_start < end
+        for start, end in some
+        for other_start, other_end in others
+    )

@@ -34,6 +34,8 @@ def check(
     if repair not in REPAIRS:
         raise InvalidArgument(f"Invalid repair mode '{repair}': use none, leaks or all")
     wanted = REPAIRS[repair]
+    if force_share and wanted:
+        raise InvalidArgument("force_share can only be used without repair")
     flags = OpenFlags(
         read_only=not wanted,
         check=True,

@@ -12,6 +12,7 @@ from blocklayer.base.errors import (
     CreateError,
     InvalidArgument,
     IoError,
+    NotSupported,
     OpenError,
 )
 from blocklayer.base.units import parse_size
@@ -76,6 +77,7 @@ def _resolve(
     """Everything that can be wrong with the options is found here, before any file is touched."""
     driver = find_driver(format_name)
     refuse_unknown(driver, options, but=("backing_file", "backing_fmt", "size"))
+    _refuse_unsupported_backing(driver, backing, backing_format)
     resolved = dict(options)
     wanted = None if size is None else parse_size(size, "image size")
     if backing is not None and os.fspath(backing):
@@ -91,6 +93,18 @@ def _resolve(
     resolved["size"] = wanted
     assert driver.resolve is not None
     return driver.resolve(resolved)
+
+
+def _refuse_unsupported_backing(
+    driver: drivers.Driver, backing: object, backing_format: str | None
+) -> None:
+    known = {option.name for option in driver.create_options}
+    for value, name, what in (
+        (backing, "backing_file", "Backing file"),
+        (backing_format, "backing_fmt", "Backing file format"),
+    ):
+        if value and name not in known:
+            raise NotSupported(f"{what} not supported for file format '{driver.name}'")
 
 
 def find_driver(format_name: str) -> drivers.Driver:

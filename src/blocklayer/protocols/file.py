@@ -77,6 +77,8 @@ class FileNode(Node):
 
     def _take_lock(self, descriptor: int, read_only: bool) -> file_locks.ImageLock | None:
         flags = self._flags
+        if flags.force_share and not read_only:
+            raise InvalidArgument("force-share=on can only be used with read-only images")
         if flags.locking == "off":
             return None
         lock = file_locks.ImageLock(descriptor, self.filename, locking=flags.locking)
@@ -126,6 +128,16 @@ class FileNode(Node):
     def writev(self, offset: int, vector: Vector) -> None:
         """Write; short writes are continued."""
         length = vector_length(vector)
+        if offset + length <= self.size:
+            self._write_all(offset, vector, length)
+            return
+        # The file and `size` grow as one: a truncation that did not know of these bytes would cut
+        # them off again.
+        with self._size_lock:
+            self._write_all(offset, vector, length)
+            self.size = max(self.size, offset + length)
+
+    def _write_all(self, offset: int, vector: Vector, length: int) -> None:
         done = 0
         while done < length:
             part = vector if not done else slice_vector(vector, done, length - done)
@@ -140,12 +152,6 @@ class FileNode(Node):
                     "nothing was written", self.filename, errno.EIO, "write", offset + done
                 )
             done += count
-        if offset + length > self.size:
-            self._grown_to(offset + length)
-
-    def _grown_to(self, size: int) -> None:
-        with self._size_lock:
-            self.size = max(self.size, size)
 
     def zero(self, offset: int, length: int, flags: int = 0) -> None:
         """Zero without writing, by whatever the file system can do."""
@@ -265,15 +271,17 @@ class FileNode(Node):
         """Open the file again in the other mode; on failure nothing has changed."""
         if read_only == self.read_only:
             return
+        if self._flags.force_share and not read_only:
+            raise InvalidArgument("force-share=on can only be used with read-only images")
         descriptor = self._open_descriptor(read_only)
         old = self.descriptor
         if self._lock is not None:
             try:
                 self._lock.acquire(self._lock_mode(read_only))
+                self._lock.move(descriptor)
             except BaseException:
                 os.close(descriptor)
                 raise
-            self._lock.move(descriptor)
         self.descriptor, self.read_only = descriptor, read_only
         os.close(old)
 

@@ -105,8 +105,9 @@ def _zero_allocated(
     """Zero a range and keep (or make) it allocated."""
     if _try(abilities, "zero_range", descriptor, _ZERO_RANGE | _KEEP_SIZE, offset, length):
         return
+    # One byte first: where space cannot be allocated again, none must be given up.
     if (
-        abilities.allocate
+        _try(abilities, "allocate", descriptor, _KEEP_SIZE, offset, 1)
         and _punch(abilities, descriptor, offset, length)
         and _try(abilities, "allocate", descriptor, _KEEP_SIZE, offset, length)
     ):

@@ -83,7 +83,8 @@ class MemoryNode(Node):
         """Change the size."""
         if size < self.size:
             self.zero(size, self.size - size)
-        self.size = size
+        with self._lock:
+            self.size = size
 
     def map(self, offset: int, length: int) -> Mapped:
         """Present pages are data."""

@@ -11,6 +11,9 @@ mend, a second scan does it. What they can find:
 Repair clears impossible entries (they then read as the backing file, or zeroes), gives entries
 that share a cluster a copy each, and gives leaks back by moving clusters from the end of the file.
 It clears NEED_CHECK only if nothing wrong is left.
+
+What all this costs is bounded by the size of the file, whatever its tables say: entries in a
+cluster that several tables share are looked at once, and no more is copied than is in use.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from itertools import islice
 from blocklayer.base.errors import BlocklayerError, IoError, NotSupported
 from blocklayer.base.units import MiB
 from blocklayer.core.checking import PROBLEMS_KEPT, CheckResult, Problem, Repair
-from blocklayer.core.node import Node
+from blocklayer.core.io import zero_range
+from blocklayer.core.mapping import resolve
+from blocklayer.core.node import UNMAP, Node
 from blocklayer.formats.qed.driver import QedNode
 from blocklayer.formats.qed.header import read_bytes
 from blocklayer.formats.qed.layout import (
@@ -36,12 +41,20 @@ from blocklayer.formats.qed.tables import encode
 
 COPY_PIECE = MiB
 
+COPIES_MIN = 16 * MiB
+"""Bytes of shared clusters that repair copies in any case; otherwise as many as are in use."""
+
 _PAGE = 4096
-_PAGES_MAX = 65536
+"""Clusters in a page of the map."""
+
+_PAGES_MAX = 1 << 18
+"""Pages of the map: 180 MiB of memory, enough for every image that is not sparse."""
+
+_BITS = tuple(1 << bit for bit in range(8))
 
 
 class ClusterMap:
-    """Which clusters of the file are referenced: one byte each, in pages made on first use.
+    """Which clusters of the file are referenced: a bit each, in pages made on first use.
 
     Pages are limited, so that a hostile sparse file of absurd length cannot fill memory.
     """
@@ -53,24 +66,39 @@ class ClusterMap:
 
     def mark(self, first: int, count: int = 1) -> int:
         """Mark clusters; how many of them were marked before."""
+        if count > 1:
+            return self._mark_run(first, count)
+        number, within = divmod(first, _PAGE)
+        page = self._pages.get(number)
+        if page is None:
+            page = self._new_page(number)
+        byte, bit = divmod(within, 8)
+        if page[byte] & _BITS[bit]:
+            return 1
+        page[byte] |= _BITS[bit]
+        self.used += 1
+        return 0
+
+    def _mark_run(self, first: int, count: int) -> int:
+        end = first + count
         already = 0
-        for cluster in range(first, first + count):
-            number, within = divmod(cluster, _PAGE)
+        while first < end:
+            number, within = divmod(first, _PAGE)
             page = self._pages.get(number)
             if page is None:
                 page = self._new_page(number)
-            if page[within]:
-                already += 1
-            else:
-                page[within] = 1
-                self.used += 1
+            here = min(end - first, _PAGE - within)
+            already += _set_bits(page, within, here)
+            first += here
+        self.used += count - already
         return already
 
     def unmark(self, first: int, count: int = 1) -> None:
         """Nobody references these clusters any more."""
         for cluster in range(first, first + count):
             number, within = divmod(cluster, _PAGE)
-            self._pages[number][within] = 0
+            byte, bit = divmod(within, 8)
+            self._pages[number][byte] &= ~_BITS[bit]
             self.used -= 1
 
     def _new_page(self, number: int) -> bytearray:
@@ -78,48 +106,70 @@ class ClusterMap:
             raise NotSupported(
                 "The image's clusters are too scattered to be checked in bounded memory"
             )
-        page = self._pages[number] = bytearray(_PAGE)
+        page = self._pages[number] = bytearray(_PAGE // 8)
         return page
+
+    def has(self, cluster: int) -> bool:
+        """Whether a cluster is marked."""
+        number, within = divmod(cluster, _PAGE)
+        page = self._pages.get(number)
+        byte, bit = divmod(within, 8)
+        return page is not None and bool(page[byte] & _BITS[bit])
+
+    def free(self, first: int, count: int) -> list[int]:
+        """Which of some neighbouring clusters are not marked."""
+        return [cluster for cluster in range(first, first + count) if not self.has(cluster)]
 
     def free_runs(self, end: int | None = None) -> Iterator[tuple[int, int]]:
         """Runs (first, count) of clusters below `end` that are not marked, in ascending order."""
         end = self.clusters if end is None else end
-        position = 0
-        while position < end:
-            start = self._next(position, end, b"\0")
-            if start >= end:
-                return
-            position = self._next(start, end, b"\1")
-            yield start, position - start
+        start = 0
+        for first, count in self._used_runs():
+            if first >= end:
+                break
+            if start < first:
+                yield start, first - start
+            start = first + count
+        if start < end:
+            yield start, end - start
 
-    def _next(self, position: int, end: int, byte: bytes) -> int:
-        """The first cluster from `position` whose mark is `byte`; `end` if there is none."""
-        while position < end:
-            number, within = divmod(position, _PAGE)
-            page = self._pages.get(number)
-            if page is None:
-                if byte == b"\0":
-                    return position
-                position = self._next_page(number, end)
-                continue
-            found = page.find(byte, within)
-            if found >= 0:
-                return min(number * _PAGE + found, end)
-            position = (number + 1) * _PAGE
-        return end
-
-    def _next_page(self, number: int, end: int) -> int:
-        """Where the next existing page starts."""
-        later = [page for page in self._pages if page > number]
-        return min(min(later) * _PAGE, end) if later else end
+    def _used_runs(self) -> Iterator[tuple[int, int]]:
+        """Runs of marked clusters in ascending order; long ones in several pieces."""
+        for number in sorted(self._pages):
+            base = number * _PAGE
+            # Read anew for each run: between two of them the caller may mark and unmark.
+            position = 0
+            while position < _PAGE:
+                bits = int.from_bytes(self._pages[number], "little") >> position
+                if not bits:
+                    break
+                first = _lowest_bit(bits)
+                count = _lowest_bit(~(bits >> first))
+                yield base + position + first, count
+                position += first + count
 
     def last_used(self) -> int:
         """The highest marked cluster; -1 if there is none."""
         for number in sorted(self._pages, reverse=True):
-            found = self._pages[number].rfind(b"\1")
-            if found >= 0:
-                return number * _PAGE + found
+            bits = int.from_bytes(self._pages[number], "little")
+            if bits:
+                return number * _PAGE + bits.bit_length() - 1
         return -1
+
+
+def _set_bits(page: bytearray, first: int, count: int) -> int:
+    """Set `count` bits from bit `first`; how many of them were set before."""
+    start, shift = divmod(first, 8)
+    end = (first + count + 7) // 8
+    before = int.from_bytes(page[start:end], "little")
+    mask = ((1 << count) - 1) << shift
+    page[start:end] = (before | mask).to_bytes(end - start, "little")
+    return (before & mask).bit_count()
+
+
+def _lowest_bit(bits: int) -> int:
+    """The number of the lowest bit that is set."""
+    return (bits & -bits).bit_length() - 1
 
 
 class Checker:
@@ -145,6 +195,9 @@ class Checker:
         self.beyond = False
         """There are entries behind the end of the disk."""
         self._tables_seen: set[int] = set()
+        self._scanned = ClusterMap(self.used.clusters)
+        """Clusters of L2 tables whose entries have been looked at."""
+        self._copied = 0
         self._last_host = 0
 
     def scan(self) -> CheckResult:
@@ -152,51 +205,66 @@ class Checker:
         header = self.node.header
         self.used.mark(0, header.header_size)
         self.used.mark(self._cluster(header.l1_table_offset), self.geometry.table_size)
+        cleared: list[int] = []
         for index, table in self._entries(header.l1_table_offset, "the L1 table"):
-            if table:
-                self._check_table(index, table)
+            if not self._check_table(index, table):
+                continue
+            if cleared and cleared[-1] // SLICE_ENTRIES != index // SLICE_ENTRIES:
+                self._clear_l1(cleared)
+                cleared = []
+            cleared.append(index)
+        if cleared:
+            self._clear_l1(cleared)
         return self.result
+
+    def _clear_l1(self, indexes: list[int]) -> None:
+        """Set entries of one slice of the L1 table to unallocated."""
+        number = indexes[0] // SLICE_ENTRIES
+        values = _without(self.node.tables.l1_slice(number), indexes)
+        self.node.tables.write_l1_entries(number, indexes[0] % SLICE_ENTRIES, values)
 
     def _cluster(self, offset: int) -> int:
         return offset // self.node.cluster_size
 
-    def _entries(self, place: int, what: str) -> Iterator[tuple[int, int]]:
+    def _entries(
+        self, place: int, what: str, start: int = 0, length: int | None = None
+    ) -> Iterator[tuple[int, int]]:
         """Entries of a table that are not 0, as (index, value), as far as it can be read."""
         try:
-            yield from self.node.tables.scan(place)
+            yield from self.node.tables.scan(place, start, length)
         except IoError as error:
             self.result.report(Problem("error", f"Cannot read {what}: {error}", offset=place))
 
     # --- tables ---------------------------------------------------------------------------------
 
-    def _check_table(self, index: int, table: int) -> None:
+    def _check_table(self, index: int, table: int) -> bool:
+        """Check an L2 table; whether the L1 entry that points to it must be cleared."""
         problem = self.node.table_problem(table)
         place = self.node.header.l1_table_offset + index * ENTRY_SIZE
         if problem is not None:
-            if self.repair.errors:
-                self.node.tables.write_l1_entry(index, UNALLOCATED)
             self._corruption(
                 f"L1 entry {index}: the L2 table at {table:#x} {problem}",
                 "clear the entry: what the table mapped reads as unallocated",
                 place,
                 fixed=self.repair.errors,
             )
-            return
-        first = self._cluster(table)
-        clusters = range(first, first + self.geometry.table_size)
-        alone = [cluster for cluster in clusters if not self.used.mark(cluster)]
+            return self.repair.errors
         if table in self._tables_seen:
             self._shared_table(index, table, place)
-        elif len(alone) < len(clusters) or table in self.contested:
+            return False
+        first, count = self._cluster(table), self.geometry.table_size
+        alone = self.used.free(first, count)
+        self.used.mark(first, count)
+        if len(alone) < count or table in self.contested:
             self._overlapping_table(index, table, place, alone)
         else:
             self._tables_seen.add(table)
+            self._scanned.mark(first, count)
             self._check_l2(index, table)
+        return False
 
     def _shared_table(self, index: int, table: int, place: int) -> None:
-        fixed = self.repair.errors and self.copy_shared
-        if fixed:
-            self._copy_table(index, table)
+        fixed = self.repair.errors and self.copy_shared and self._copy_table(index, table)
         self._corruption(
             f"L1 entry {index}: the L2 table at {table:#x} is referenced more than once",
             "give the entry a copy of the table and of its clusters",
@@ -206,7 +274,7 @@ class Checker:
 
     def _overlapping_table(self, index: int, table: int, place: int, alone: list[int]) -> None:
         """Others claim clusters of the table, but nobody so far those in `alone`."""
-        fixed = self.repair.errors and self.copy_shared
+        fixed = self.repair.errors and self.copy_shared and self._may_copy(self.geometry.table_size)
         self._corruption(
             f"L1 entry {index}: the L2 table at {table:#x} overlaps clusters in use",
             "give the entry a copy of the table",
@@ -222,9 +290,14 @@ class Checker:
             table = self._move_table(index, table)
             for cluster in alone:
                 self.used.unmark(cluster)
-        else:
-            self.repair = Repair()  # whatever is mended here would damage somebody else's cluster
-        self._check_l2(index, table)
+            self._check_l2(index, table)
+            return
+        self._tables_seen.add(table)
+        self.repair = Repair()  # whatever is mended here would damage somebody else's cluster
+        size = self.node.cluster_size
+        for start in range(0, self.geometry.table_bytes, size):
+            if not self._scanned.mark(self._cluster(table + start)):
+                self._check_l2(index, table, start, size)
         self.repair = repair
 
     def _move_table(self, l1_index: int, table: int) -> int:
@@ -234,24 +307,32 @@ class Checker:
         self.node.tables.write_l1_entry(l1_index, copy)
         self.node.tables.forget()
         self._tables_seen.add(copy)
+        self._scanned.mark(self._cluster(copy), self.geometry.table_size)
         return copy
 
-    def _check_l2(self, l1_index: int, table: int) -> None:
+    def _check_l2(
+        self, l1_index: int, table: int, start: int = 0, length: int | None = None
+    ) -> None:
+        """Check the entries of a table, or of a part of it in bytes; clear bad ones by slices."""
         self._last_host = 0
         cleared: list[int] = []
-        for index, entry in self._entries(table, f"L2 table {l1_index}"):
-            if entry != ZERO_CLUSTER and self._check_cluster(l1_index, index, entry, table):
-                cleared.append(index)
+        for index, entry in self._entries(table, f"L2 table {l1_index}", start, length):
+            if entry == ZERO_CLUSTER or not self._check_cluster(l1_index, index, entry, table):
+                continue
+            if cleared and cleared[-1] // SLICE_ENTRIES != index // SLICE_ENTRIES:
+                self._clear(l1_index, cleared)
+                cleared = []
+            cleared.append(index)
         if cleared:
             self._clear(l1_index, cleared)
 
     def _clear(self, l1_index: int, indexes: list[int]) -> None:
-        """Set entries of an L2 table to unallocated."""
-        for index in indexes:
-            number = l1_index * self.geometry.table_slices + index // SLICE_ENTRIES
-            self.node.tables.write_l2(
-                l1_index, {number: array("Q", [UNALLOCATED])}, {number: index % SLICE_ENTRIES}
-            )
+        """Set entries of one slice of an L2 table to unallocated."""
+        number = l1_index * self.geometry.table_slices + indexes[0] // SLICE_ENTRIES
+        entries = self.node.tables.l2_slice(number)
+        assert entries is not None
+        first = {number: indexes[0] % SLICE_ENTRIES}
+        self.node.tables.write_l2(l1_index, {number: _without(entries, indexes)}, first)
 
     # --- data clusters --------------------------------------------------------------------------
 
@@ -267,6 +348,8 @@ class Checker:
                 result.fragmented_clusters += 1
             self._last_host = entry
         problem = self.node.cluster_problem(entry)
+        if problem is None and not beyond and not self.used.mark(self._cluster(entry)):
+            return False
         what = f"L2 entry {index} of table {l1_index} (guest offset {guest:#x}): the cluster at"
         if problem is not None:
             self._corruption(
@@ -278,21 +361,22 @@ class Checker:
             return self.repair.errors
         if beyond:
             return self._beyond_the_end(what, entry, place)
-        if self.used.mark(self._cluster(entry)):
-            self._contest(entry)
-            fixed = self.repair.errors and self.copy_shared
-            if fixed:
-                self._copy_cluster(l1_index, index, entry)
-            self._corruption(
-                f"{what} {entry:#x} is referenced more than once",
-                "give the entry a copy of the cluster",
-                place,
-                fixed=fixed,
-            )
+        self._contest(entry)
+        fixed = self.repair.errors and self.copy_shared and self._may_copy(1)
+        if fixed:
+            self._copy_cluster(l1_index, index, entry)
+        self._corruption(
+            f"{what} {entry:#x} is referenced more than once",
+            "give the entry a copy of the cluster",
+            place,
+            fixed=fixed,
+        )
         return False
 
     def _contest(self, cluster: int) -> None:
         """Somebody claims a cluster that is in use, perhaps by a table."""
+        if not self._scanned.has(self._cluster(cluster)):
+            return
         size = self.node.cluster_size
         starts = range(cluster, cluster - self.geometry.table_bytes, -size)
         self.contested.update(self._tables_seen.intersection(starts))
@@ -319,6 +403,14 @@ class Checker:
 
     # --- resolving double references --------------------------------------------------------------
 
+    def _may_copy(self, clusters: int) -> bool:
+        """Whether so many copies more are in proportion to the image.
+
+        A file of a few clusters can ask for copies of exbibytes, by naming them again and again.
+        """
+        limit = max(self.used.used - self._copied, COPIES_MIN // self.node.cluster_size)
+        return self._copied + clusters <= limit
+
     def _copy_cluster(self, l1_index: int, index: int, entry: int) -> None:
         """Give one L2 entry a copy of the cluster it shares."""
         copy = self._copy_bytes(entry, self.node.cluster_size)
@@ -328,8 +420,20 @@ class Checker:
             l1_index, {number: array("Q", [copy])}, {number: index % SLICE_ENTRIES}
         )
 
-    def _copy_table(self, l1_index: int, table: int) -> None:
-        """Give one L1 entry a copy of its L2 table, whose clusters are copied as well."""
+    def _copy_table(self, l1_index: int, table: int) -> bool:
+        """Give one L1 entry a copy of its L2 table, whose clusters are copied as well.
+
+        False, and nothing is done, if that would be too many.
+        """
+        clusters = self.geometry.table_size
+        if not self._may_copy(clusters):
+            return False
+        clusters += sum(
+            entry != ZERO_CLUSTER and self.node.cluster_problem(entry) is None
+            for _, entry in self._entries(table, f"L2 table {l1_index}")
+        )
+        if not self._may_copy(clusters):
+            return False
         copy = self._copy_bytes(table, self.geometry.table_bytes)
         by_slice: dict[int, array[int]] = {}
         for index, entry in self._entries(table, f"L2 table {l1_index}"):
@@ -345,13 +449,16 @@ class Checker:
         self.node.file.flush()
         self.node.tables.write_l1_entry(l1_index, copy)
         self.node.tables.forget()
+        return True
 
     def _copy_bytes(self, source: int, length: int) -> int:
         """Copy `length` bytes to new space; where it is."""
         target = self.node.allocate_for_repair(length)
         copy_within(self.node.file, source, target, length)
         self.used.clusters = self.node.file_end // self.node.cluster_size
-        self.used.mark(self._cluster(target), length // self.node.cluster_size)
+        clusters = length // self.node.cluster_size
+        self.used.mark(self._cluster(target), clusters)
+        self._copied += clusters
         return target
 
     # --- leaks ----------------------------------------------------------------------------------
@@ -371,11 +478,27 @@ class Checker:
         self.result.leaks += leaked - described
 
 
+def _without(entries: array[int], indexes: list[int]) -> array[int]:
+    """The entries of a slice from the first to the last of `indexes`, with these cleared."""
+    first = indexes[0] % SLICE_ENTRIES
+    values = entries[first : indexes[-1] % SLICE_ENTRIES + 1]
+    for index in indexes:
+        values[index - indexes[0]] = UNALLOCATED
+    return values
+
+
 def copy_within(file: Node, source: int, target: int, length: int) -> None:
-    """Copy bytes inside a file, in bounded pieces."""
-    for start in range(0, length, COPY_PIECE):
-        size = min(COPY_PIECE, length - start)
-        file.writev(target + start, [memoryview(read_bytes(file, source + start, size))])
+    """Copy bytes inside a file, in bounded pieces; holes stay holes."""
+    done = 0
+    while done < length:
+        extent = resolve(file, source + done, length - done)
+        if extent.zero:
+            zero_range(file, target + done, extent.length, UNMAP)
+            done += extent.length
+        else:
+            size = min(COPY_PIECE, extent.length)
+            file.writev(target + done, [memoryview(read_bytes(file, source + done, size))])
+            done += size
 
 
 def check(node: QedNode, repair: Repair, *, copy_shared: bool = True) -> CheckResult:
@@ -387,9 +510,14 @@ def check(node: QedNode, repair: Repair, *, copy_shared: bool = True) -> CheckRe
         # Who claims what must be known before anything is mended: a table may lie over data.
         contested = frozenset(checker.contested)
         checker = Checker(node, repair, copy_shared=copy_shared, contested=contested)
+        failures = [problem for problem in result.problems if problem.kind == "error"]
         result = checker.scan()
+        for problem in failures:
+            if problem not in result.problems:
+                result.report(problem)
     if repair:
         node.file.flush()
+        node.tables.forget()
     if not result.check_errors:
         checker.count_leaks()
         if repair.leaks and (result.leaks or result.leaks_fixed) and not result.corruptions:

@@ -66,6 +66,8 @@ if TYPE_CHECKING:
 NEED_CHECK_IDLE_SECONDS = 5.0
 """Time after the last allocating write until the image is marked clean again."""
 
+NEW_SLICES_MAX = 2048
+"""Slices of new tables (4 KiB each) that wait in memory for the flush that they share."""
 
 _EMPTY_SLICE = bytes(SLICE_BYTES)
 
@@ -157,11 +159,17 @@ class QedNode(FormatNode):
 
     def reopen(self, read_only: bool) -> None:
         """Change the mode; going read-only marks the image clean first."""
-        if read_only and not self.read_only:
+        was_read_only = self.read_only
+        if read_only and not was_read_only:
             self._settle()
         super().reopen(read_only)
         if not read_only:
-            self.activate()
+            try:
+                self.activate()
+            except BaseException:
+                if was_read_only:  # an image that may not be opened for writing stays as it was
+                    super().reopen(True)
+                raise
 
     # --- where bytes live -----------------------------------------------------------------------
 
@@ -396,20 +404,23 @@ class QedNode(FormatNode):
         for plan in plans:
             by_table.setdefault(self.geometry.l1_index(plan.start), []).append(plan)
         must_flush = self.has_backing and not all(plan.zero for plan in plans)
-        if must_flush and any(self.tables.l1_entry(index) for index in by_table):
-            self.flush()
+        if must_flush and all(self.tables.l1_entry(index) for index in by_table):
+            self.flush()  # here and not below, where others would wait for it
             must_flush = False
         with self._lock:
             try:
+                new = {
+                    index: group
+                    for index, group in by_table.items()
+                    if not self.tables.l1_entry(index)
+                }
+                if new:
+                    self._commit_new_tables(new)
+                elif must_flush:  # another writer made the tables meanwhile
+                    self.flush()
                 for index, group in by_table.items():
-                    if self.tables.l1_entry(index):
-                        if must_flush:  # another writer made the table meanwhile
-                            self.flush()
-                            must_flush = False
+                    if index not in new:
                         self._commit_to_table(index, group)
-                    else:
-                        self._commit_new_table(index, group)
-                        must_flush = False
             except BaseException:
                 # What reached the disk is not known: never hand out this space again.
                 self._keep_need_check = True
@@ -452,8 +463,32 @@ class QedNode(FormatNode):
             done += size
         return pieces
 
-    def _commit_new_table(self, l1_index: int, plans: list[WritePlan]) -> None:
-        """Table, flush (which also covers the data), L1 entry."""
+    def _commit_new_tables(self, groups: dict[int, list[WritePlan]]) -> None:
+        """Tables, one flush (which also covers the data), L1 entries; many tables in bounded steps.
+
+        `groups` are plans by L1 index.
+        """
+        written: list[tuple[int, int, dict[int, array[int]]]] = []
+        waiting = 0
+        for index, plans in groups.items():
+            table, slices = self._write_new_table(plans)
+            written.append((index, table, slices))
+            waiting += len(slices)
+            if waiting >= NEW_SLICES_MAX:
+                self._connect_tables(written)
+                written, waiting = [], 0
+        if written:
+            self._connect_tables(written)
+
+    def _connect_tables(self, written: list[tuple[int, int, dict[int, array[int]]]]) -> None:
+        """Make new tables (L1 index, offset, slices) reachable."""
+        self.flush()
+        for index, table, slices in written:
+            self.tables.write_l1_entry(index, table)
+            self.tables.adopt(slices)
+
+    def _write_new_table(self, plans: list[WritePlan]) -> tuple[int, dict[int, array[int]]]:
+        """A table for plans in new space, not reachable yet; its offset and slices."""
         slices: dict[int, array[int]] = {}
         for plan in plans:
             for number, first, values in self._plan_entries(plan):
@@ -463,9 +498,7 @@ class QedNode(FormatNode):
         if not fresh:
             core_io.zero_range(self.file, table, self.geometry.table_bytes, 0)
         self.tables.write_new_table(table, slices)
-        self.flush()
-        self.tables.write_l1_entry(l1_index, table)
-        self.tables.adopt(slices)
+        return table, slices
 
     # --- NEED_CHECK -----------------------------------------------------------------------------
 
@@ -497,6 +530,8 @@ class QedNode(FormatNode):
         with self._lock:
             self._idle_timer = None
             if self.tracker.closed or self.read_only or self._keep_need_check:
+                return
+            if not self.needs_check:  # somebody was faster: reopening, a new backing file
                 return
             idle = time.monotonic() - self._last_allocation
             if self._uncommitted or idle < NEED_CHECK_IDLE_SECONDS:
