@@ -13,17 +13,11 @@ from blocklayer.base.units import SECTOR
 from blocklayer.core.checking import CheckResult, Problem, Repair
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode, Mapped, Node
-from blocklayer.testing.crash import (
-    CrashDisk,
-    CrashState,
-    Effort,
-    SectorDisk,
-    Snapshot,
-    crash_states,
-    subsets,
-)
+from blocklayer.testing.crash import CrashDisk, SectorDisk, Snapshot
+from blocklayer.testing.crash_content import Content, read_content
 from blocklayer.testing.crash_explore import VIOLATIONS_KEPT, Exploration, explore
-from blocklayer.testing.crash_guest import Content, Guest, read_content, stamp
+from blocklayer.testing.crash_guest import Guest, stamp
+from blocklayer.testing.crash_states import CrashState, Effort, crash_states, subsets
 
 ALL = Effort(exhaustive=1 << 12, torn=1 << 12, samples=0)
 

@@ -74,9 +74,9 @@ def test_events_stand_among_the_requests() -> None:
     with open_disk(recorder) as disk:
         recorder.take()
         disk.write(0, b"x")
-        verbs = [r.verb for r in recorder.take()]
-    assert verbs.index("event:need_check_set") < verbs.index("flush") < verbs.index("write", 3)
-    assert "event:l1_update" in verbs
+        verbs = [r.verb for r in recorder.take() if r.verb != "read"]
+    assert verbs[:3] == ["event:need_check_set", "write", "flush"]
+    assert verbs[-3:] == ["flush", "event:l1_update", "write"]
     assert not Recorder(memory()).hears
     assert Recorder(FaultNode(memory())).hears
 
@@ -154,14 +154,14 @@ def test_a_device_does_not_change_its_size() -> None:
 def test_it_insists_on_blocks() -> None:
     liar = Liar(memory(size=SIZE), alignment=512)
     for offset, length in ((1, 512), (512, 100), (100, 100)):
-        for action in (
-            lambda at=offset, n=length: liar.readv(at, parts(n)),
-            lambda at=offset, n=length: liar.writev(at, parts(n)),
-            lambda at=offset, n=length: liar.zero(at, n),
-            lambda at=offset, n=length: liar.discard(at, n),
-        ):
-            with pytest.raises(AssertionError, match="blocks of 512"):
-                action()
+        with pytest.raises(AssertionError, match="blocks of 512"):
+            liar.readv(offset, parts(length))
+        with pytest.raises(AssertionError, match="blocks of 512"):
+            liar.writev(offset, parts(length))
+        with pytest.raises(AssertionError, match="blocks of 512"):
+            liar.zero(offset, length)
+        with pytest.raises(AssertionError, match="blocks of 512"):
+            liar.discard(offset, length)
     padded = storage(liar)
     assert isinstance(padded, Padded)
     padded.writev(700, [memoryview(b"data")])

@@ -28,11 +28,9 @@ _ZERO_VIEW = memoryview(ZEROES)
 def byte_view(buffer: Buffer) -> memoryview:
     """`buffer` as a flat view of bytes; ValueError for one that is not contiguous."""
     view = memoryview(buffer)
-    if view.format == "B" and view.ndim == 1:
-        return view
     if not view.c_contiguous:
         raise ValueError("the buffer is not contiguous")
-    return view.cast("B")
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 
 def vector_length(vector: Vector) -> int:

@@ -294,16 +294,19 @@ def copy_up(node: FormatNode, offset: int, length: int) -> None:
     What no layer has stays as it is. Races with writers are settled by the range lock: what they
     have allocated meanwhile is not touched.
     """
-    start = align_down(offset, node.cluster_size)
-    end = min(align_up(offset + length, node.cluster_size), node.size)
-    while start < end:
-        extent = resolve(node, start, end - start, holes=False)
+    cluster = node.cluster_size
+    position = align_down(offset, cluster)
+    end = min(align_up(offset + length, cluster), node.size)
+    while position < end:
+        extent = resolve(node, position, end - position, holes=False)
         if extent.present and extent.depth > 0:
-            stop = min(align_up(extent.end, node.cluster_size), end)
-            _copy_clusters(node, start, min(stop, start + max(COPY_PIECE, node.cluster_size)))
-            start = min(stop, start + max(COPY_PIECE, node.cluster_size))
+            # Extents below may start within a cluster; all of it is copied.
+            start = align_down(position, cluster)
+            stop = min(align_up(extent.end, cluster), end, start + max(COPY_PIECE, cluster))
+            _copy_clusters(node, start, stop)
+            position = stop
         else:
-            start = max(start + node.cluster_size, align_down(extent.end, node.cluster_size))
+            position = extent.end
 
 
 def _copy_clusters(node: FormatNode, start: int, end: int) -> None:

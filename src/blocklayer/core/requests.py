@@ -32,7 +32,15 @@ class Tracker:
     The inline path uses `inflight` and `drained` directly.
     """
 
-    __slots__ = ("_calling_out", "_changed", "_sections", "closed", "drained", "inflight")
+    __slots__ = (
+        "_calling_out",
+        "_changed",
+        "_sections",
+        "_waiting",
+        "closed",
+        "drained",
+        "inflight",
+    )
 
     def __init__(self) -> None:
         self.inflight: deque[None] = deque()
@@ -40,25 +48,31 @@ class Tracker:
         self.closed = False
         self._changed = threading.Condition()
         self._sections = threading.RLock()
+        self._waiting = 0
         self._calling_out: set[int] = set()
 
     def enter(self) -> None:
         """Begin a request; waits while the node is drained. Raises `Closed`."""
-        while True:
-            try:
-                # The first call in here: an interrupt (Ctrl-C) never finds it undone.
-                self.inflight.append(None)
-                if not self.drained or threading.get_ident() in self._calling_out:
-                    return
-            except BaseException:
-                self.leave()
-                raise
+        try:
+            # The first call in here: an interrupt (Ctrl-C) never finds it undone.
+            self.inflight.append(None)
+            if not self.drained or threading.get_ident() in self._calling_out:
+                return
+        except BaseException:
             self.leave()
-            with self._changed:
+            raise
+        self.leave()
+        with self._changed:
+            self._waiting += 1
+            try:
                 while self.drained and not self.closed:
                     self._changed.wait()
                 if self.closed:
                     raise Closed("The disk is closed")
+                self.inflight.append(None)  # no drain can begin here: it needs the lock
+            finally:
+                self._waiting -= 1
+                self._changed.notify_all()
 
     def leave(self) -> None:
         """End a request. The order matters: first out, then look for a drain."""
@@ -88,8 +102,13 @@ class Tracker:
             self._calling_out.discard(thread)
 
     def drain_begin(self) -> None:
-        """Stop new requests and wait for those in flight."""
+        """Stop new requests and wait for those in flight.
+
+        Requests that waited for the last drain come first, else drains in a row would starve them.
+        """
         with self._changed:
+            while self._waiting and not self.drained:
+                self._changed.wait()
             self.drained += 1
             try:
                 while self.inflight:

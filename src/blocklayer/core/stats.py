@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from blocklayer.base.buffers import Buffer, byte_view
-from blocklayer.base.errors import BlocklayerError, InvalidArgument, OutOfRange, ReadOnly
+from blocklayer.base.errors import InvalidArgument, OutOfRange, ReadOnly
 from blocklayer.core.batch import DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, Request
 from blocklayer.core.disk import Disk
 from blocklayer.core.submit import attempt
@@ -49,7 +49,7 @@ class Stats:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def account(
-        self, kind: str, offset: int, length: int, elapsed_ns: int, error: Exception | None
+        self, kind: str, offset: int, length: int, elapsed_ns: int, error: BaseException | None
     ) -> None:
         """One request has ended."""
         counters: Counters = getattr(self, _NAMES[kind])
@@ -109,10 +109,10 @@ class CountingDisk(Disk):
     @contextmanager
     def _counted(self, kind: str, offset: int = 0, length: int = 0) -> Iterator[None]:
         started = time.monotonic_ns()
-        failure: Exception | None = None
+        failure: BaseException | None = None
         try:
             yield
-        except BlocklayerError as error:
+        except BaseException as error:
             failure = error
             raise
         finally:

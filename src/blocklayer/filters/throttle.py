@@ -91,10 +91,11 @@ class Group:
         self._turns = {READS: threading.Lock(), WRITES: threading.Lock()}
         self._last = time.monotonic()
 
-    def set_limits(self, limits: dict[str, Bucket]) -> None:
+    def set_limits(self, limits: dict[str, Bucket], *, operation_size: int = 0) -> None:
         """Other limits from now on, also for requests that wait."""
         with self._lock:
             self._buckets = {kind: Bucket() for kind in KINDS} | limits
+            self._operation_size = operation_size
 
     def admit(self, direction: str, length: int) -> None:
         """Wait until a request of `length` bytes may pass, and account for it."""
@@ -189,9 +190,9 @@ def _open(opener: Opener, options: OptionTree) -> Node:
     if tree:
         raise InvalidArgument(f"Invalid parameter '{next(iter(tree))}'")
     name = options.pop("throttle-group", None)
-    shared = Group(operation_size=size) if name is None else group(str(name))
+    shared = Group() if name is None else group(str(name))
     if limits:
-        shared.set_limits(limits)
+        shared.set_limits(limits, operation_size=size)
     return ThrottleNode(opener.open_child(options, "file"), shared)
 
 

@@ -8,7 +8,9 @@ zeroes: sector based tools see it that way.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from blocklayer.base.align import align_up
 from blocklayer.base.buffers import Vector, vector_length, zero_vector
@@ -36,6 +38,7 @@ class RawNode(FormatNode):
         self, file: Node, *, read_only: bool, offset: int = 0, size: int | None = None
     ) -> None:
         super().__init__(file, read_only=read_only)
+        self._first_sector = threading.Lock()
         self._offset = offset
         self._windowed = bool(offset) or size is not None
         available = file.size - offset
@@ -77,23 +80,28 @@ class RawNode(FormatNode):
 
     def writev(self, offset: int, vector: Vector) -> None:
         """Write, unless it would turn an image of guessed format into one of another format."""
-        if self.probed and offset < drivers.PROBE_LENGTH:
-            self._guard_first_sector(offset, vector)
-        super().writev(offset, vector)
+        with self._guarded(offset, vector):
+            super().writev(offset, vector)
 
     def zero(self, offset: int, length: int, flags: int = 0) -> None:
         """Zero; a zero is a part of some signatures."""
-        self._guard_zeroes(offset, length)
-        super().zero(offset, length, flags)
+        with self._guarded(offset, zero_vector(min(length, drivers.PROBE_LENGTH))):
+            super().zero(offset, length, flags)
 
     def discard(self, offset: int, length: int) -> None:
         """Discard, which may zero."""
-        self._guard_zeroes(offset, length)
-        super().discard(offset, length)
+        with self._guarded(offset, zero_vector(min(length, drivers.PROBE_LENGTH))):
+            super().discard(offset, length)
 
-    def _guard_zeroes(self, offset: int, length: int) -> None:
-        if self.probed and offset < drivers.PROBE_LENGTH:
-            self._guard_first_sector(offset, zero_vector(min(length, drivers.PROBE_LENGTH)))
+    @contextmanager
+    def _guarded(self, offset: int, vector: Vector) -> Iterator[None]:
+        """One change of the first sector at a time: each is judged by what the others made."""
+        if not self.probed or offset >= drivers.PROBE_LENGTH:
+            yield
+            return
+        with self._first_sector:
+            self._guard_first_sector(offset, vector)
+            yield
 
     def _guard_first_sector(self, offset: int, vector: Vector) -> None:
         """A guest must not be able to make its raw disk be opened as qcow2 the next time."""

@@ -194,6 +194,8 @@ class FileNode(Node):
             if size > self.size:
                 raise NotSupported("Cannot grow device files")
             return
+        if preallocation not in ("off", "falloc", "full"):
+            raise InvalidArgument(f"Unsupported preallocation mode '{preallocation}'")
         with self._size_lock:
             if preallocation != "off" and size > self.size:
                 self._preallocate(self.size, size, preallocation)
@@ -207,8 +209,6 @@ class FileNode(Node):
         self.size = size
 
     def _preallocate(self, start: int, end: int, mode: str) -> None:
-        if mode not in ("falloc", "full"):
-            raise InvalidArgument(f"Unsupported preallocation mode '{mode}'")
         try:
             if mode == "falloc":
                 os.posix_fallocate(self.descriptor, start, end - start)

@@ -74,7 +74,9 @@ class MemoryNode(Node):
 
     def discard(self, offset: int, length: int) -> None:
         """Forget the bytes."""
-        self.zero(offset, length)
+        length = min(length, self.size - offset)
+        if length > 0:
+            self.zero(offset, length)
 
     def flush(self) -> None:
         """Memory has nowhere to flush to."""

@@ -5,7 +5,7 @@ model       ModelDisk: a disk as a byte array, to compare with
 exercise    random requests against a disk and its model
 recorder    Recorder: a filter that notes the requests that reach it
 liar        Liar: a filter that keeps its contract, and nothing more
-crash       CrashDisk: storage that records, and all that a crash may leave of it
-crash_guest, crash_explore
-            Guest: who remembers what was promised; recover every crash, and compare
+crash       CrashDisk: storage that records what a driver does to it
+            _states: all that a crash may leave of it; _guest: who remembers what was promised
+            _explore: recover from every crash, and compare
 """

@@ -20,15 +20,10 @@ from dataclasses import dataclass, field
 from blocklayer.base.errors import BlocklayerError
 from blocklayer.core.checking import CheckResult, Repair
 from blocklayer.core.node import FormatNode, Node
-from blocklayer.testing.crash import (
-    CrashDisk,
-    CrashState,
-    Effort,
-    SectorDisk,
-    Snapshot,
-    crash_states,
-)
-from blocklayer.testing.crash_guest import Content, Guest, View, read_content
+from blocklayer.testing.crash import CrashDisk, SectorDisk, Snapshot
+from blocklayer.testing.crash_content import Content, read_content
+from blocklayer.testing.crash_guest import Guest, View
+from blocklayer.testing.crash_states import CrashState, Effort, crash_states
 
 OpenImage = Callable[[Node, bool], FormatNode]
 """(storage, read-only) -> the image in it, with its backing file, activated."""

@@ -20,9 +20,10 @@ from blocklayer.base.units import SECTOR
 from blocklayer.ops.check import check
 from blocklayer.ops.create import create
 from blocklayer.ops.open_image import open_disk
-from blocklayer.testing.crash import Effort, crash_states
+from blocklayer.testing.crash_states import Effort, crash_states
 from tests.formats.qed import killed_writer
-from tests.formats.qed.crash_scenarios import SCENARIOS, Lab
+from tests.formats.qed.crash_lab import Lab
+from tests.formats.qed.crash_scenarios import SCENARIOS
 from tests.formats.qed.killed_writer import CLUSTER, SIZE
 from tests.support import needs
 

@@ -36,6 +36,7 @@ from blocklayer.base.units import INT64_MAX, SECTOR
 from blocklayer.core import io as core_io
 from blocklayer.core.checking import CheckResult, Repair
 from blocklayer.core.drivers import FORMAT, Driver
+from blocklayer.core.mapping import resolve
 from blocklayer.core.node import FormatNode, Inline, Mapped, Node, WritePlan
 from blocklayer.core.opening import Opener, OpenFlags
 from blocklayer.formats.qed import create as qed_create
@@ -185,13 +186,27 @@ class QedNode(FormatNode):
         entry = entries[index]
         within = geometry.in_cluster(offset)
         count = _run(entries, index, entry, geometry.clusters(within + length), self.cluster_size)
-        length = min(length, count * self.cluster_size - within)
+        wanted, length = length, min(length, count * self.cluster_size - within)
         if entry == UNALLOCATED:
+            if length < wanted:
+                length = self._unallocated_run(offset, length, wanted)
             return BACKING, length, None, 0
         if entry == ZERO_CLUSTER:
             return ZERO, length, None, 0
         self._require_clusters(entry, count, offset)
         return DATA, length, self.file, entry + within
+
+    def _unallocated_run(self, offset: int, run: int, wanted: int) -> int:
+        """A run of unallocated clusters, longer by what a hole in the file says of its table."""
+        geometry = self.geometry
+        number = geometry.slice_number(offset + run)
+        if geometry.to_slice_end(offset) != run or not geometry.slice_in_table(number):
+            return run
+        table = self.tables.l1_entry(geometry.l1_index(offset))
+        start = geometry.slice_in_table(number) * SLICE_BYTES
+        extent = resolve(self.file, table + start, geometry.table_bytes - start)
+        slices = extent.length // SLICE_BYTES if extent.zero else 0
+        return min(run + slices * geometry.slice_span, wanted)
 
     def _unmapped_run(self, offset: int, length: int) -> int:
         """Bytes from `offset` for which there are no L2 tables."""

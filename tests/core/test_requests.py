@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests in flight, drains, and ranges that exclude each other."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from blocklayer.base.errors import Closed
+from blocklayer.core.requests import RangeLock, Tracker
+from tests.support.crew import run_together
+
+
+def in_thread(action: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    return thread
+
+
+def ends(thread: threading.Thread) -> bool:
+    thread.join(10)
+    return not thread.is_alive()
+
+
+def goes_on_waiting(thread: threading.Thread) -> bool:
+    thread.join(0.03)
+    return thread.is_alive()
+
+
+# --- the tracker ---
+
+
+def test_a_drain_waits_for_what_is_in_flight() -> None:
+    tracker = Tracker()
+    tracker.enter()
+    tracker.enter()
+    drain = in_thread(tracker.drain_begin)
+    assert goes_on_waiting(drain)
+    tracker.leave()
+    assert goes_on_waiting(drain)
+    tracker.leave()
+    assert ends(drain)
+
+
+def test_requests_wait_for_the_end_of_a_drain() -> None:
+    tracker = Tracker()
+    with tracker.drained_section():
+        request = in_thread(tracker.enter)
+        assert goes_on_waiting(request)
+    assert ends(request)
+    tracker.leave()
+
+
+def test_drains_nest_in_one_thread_and_wait_in_others() -> None:
+    tracker = Tracker()
+    inside = []
+
+    def section() -> None:
+        with tracker.drained_section():
+            inside.append(1)
+
+    with tracker.drained_section():
+        with tracker.drained_section():
+            other = in_thread(section)
+            assert goes_on_waiting(other)
+        assert not inside
+    assert ends(other)
+    assert inside
+    tracker.enter()
+    tracker.leave()
+
+
+def test_after_closing_everything_is_refused() -> None:
+    tracker = Tracker()
+    tracker.close()
+    assert tracker.closed
+    with pytest.raises(Closed):
+        tracker.enter()
+    with pytest.raises(Closed), tracker.drained_section():
+        pass
+    tracker.close()
+    with pytest.raises(Closed):
+        tracker.enter()
+
+
+def test_requests_that_wait_for_a_drain_are_refused_when_it_ends_by_closing() -> None:
+    tracker = Tracker()
+    refused = []
+
+    def request() -> None:
+        try:
+            tracker.enter()
+        except Closed:
+            refused.append(1)
+
+    tracker.enter()
+    closing = in_thread(tracker.close)
+    assert goes_on_waiting(closing)
+    requests = [in_thread(request) for _ in range(3)]
+    assert all(map(goes_on_waiting, requests))
+    tracker.leave()
+    assert ends(closing)
+    assert all(map(ends, requests))
+    assert len(refused) == 3
+
+
+def test_no_request_is_ever_inside_a_drain() -> None:
+    tracker = Tracker()
+    inside = [0]
+    draining = [0]
+    wrong = []
+    stop = threading.Event()
+
+    def request() -> None:
+        while not stop.is_set():
+            tracker.enter()
+            inside[0] += 1
+            if draining[0]:
+                wrong.append("a request in a drain")
+            tracker.leave()
+
+    def drain() -> None:
+        for _ in range(60):
+            with tracker.drained_section():
+                draining[0] += 1
+                if draining[0] > 1:
+                    wrong.append("a drain in another's")
+                time.sleep(0)
+                draining[0] -= 1
+        stop.set()
+
+    run_together(request, request, request, drain, drain)
+    assert not wrong
+    assert inside[0]
+    assert not tracker.inflight
+
+
+# --- ranges ---
+
+
+def take(lock: RangeLock, ranges: list[tuple[int, int]]) -> None:
+    lock.acquire(ranges)
+    lock.release(ranges)
+
+
+def test_overlapping_ranges_exclude_each_other() -> None:
+    lock = RangeLock()
+    lock.acquire([(10, 20), (30, 40)])
+    for ranges in ([(0, 10)], [(20, 30)], [(40, 50), (0, 1)]):
+        lock.acquire(ranges)
+        lock.release(ranges)
+    for ranges in ([(0, 11)], [(19, 20)], [(0, 1), (35, 36)], [(0, 100)]):
+        waiting = in_thread(lambda taken=ranges: take(lock, taken))  # type: ignore[misc]
+        assert goes_on_waiting(waiting)
+        lock.release([(10, 20), (30, 40)])
+        assert ends(waiting)
+        lock.acquire([(10, 20), (30, 40)])
+
+
+def test_all_or_nothing() -> None:
+    """Who waits for one range does not hold another meanwhile."""
+    lock = RangeLock()
+    lock.acquire([(0, 10)])
+    waiting = in_thread(lambda: lock.acquire([(0, 10), (90, 95)]))
+    assert goes_on_waiting(waiting)
+    # Nobody holds 95 to 100, and nobody who came earlier wants it.
+    lock.acquire([(95, 100)])
+    lock.release([(0, 10)])
+    assert ends(waiting)
+
+
+def test_first_come_first_served() -> None:
+    """Two that take turns cannot keep a third one out."""
+    lock = RangeLock()
+    done = threading.Event()
+    turns = [0]
+
+    def hog() -> None:
+        while not done.is_set():
+            lock.acquire([(0, 10)])
+            time.sleep(0.001)
+            lock.release([(0, 10)])
+            turns[0] += 1
+
+    def patient() -> None:
+        for _ in range(20):
+            lock.acquire([(5, 6)])
+            lock.release([(5, 6)])
+        done.set()
+
+    run_together(hog, hog, hog, patient)
+    # Everybody has at most one turn before the patient one has the next.
+    assert turns[0] <= 20 * 4 + 3
+
+
+def test_the_order_of_those_who_wait_is_kept() -> None:
+    lock = RangeLock()
+    order: list[int] = []
+    lock.acquire([(0, 100)])
+    threads = []
+    for number in range(5):
+
+        def take_turn(number: int = number) -> None:
+            lock.acquire([(number, 50)])
+            order.append(number)
+            lock.release([(number, 50)])
+
+        threads.append(in_thread(take_turn))
+        assert goes_on_waiting(threads[-1])
+    lock.release([(0, 100)])
+    assert all(map(ends, threads))
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_nobody_is_ever_inside_with_another(seed: int) -> None:
+    lock = RangeLock()
+    owners: dict[int, int] = {}
+    wrong = []
+
+    def work(number: int) -> None:
+        rng = random.Random(seed + number)
+        for _ in range(150):
+            starts = sorted(rng.sample(range(0, 40, 4), 2))
+            ranges = [(start, start + rng.randint(1, 4)) for start in starts]
+            lock.acquire(ranges)
+            places = [place for start, end in ranges for place in range(start, end)]
+            for place in places:
+                if owners.get(place, number) != number:
+                    wrong.append(place)
+                owners[place] = number
+            time.sleep(0)
+            for place in places:
+                del owners[place]
+            lock.release(ranges)
+
+    run_together(*(lambda number=number: work(number) for number in range(5)))
+    assert not wrong

@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to hostile images, each by itself on a fresh copy. Run inside `prison`.
+
+A verb may end with an error of the package; an assertion here, or any other exception, is a defect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import blocklayer
+from blocklayer.base.errors import BlocklayerError
+from blocklayer.base.units import KiB, MiB
+from blocklayer.core.disk import Disk
+from blocklayer.ops.info import info_chain
+from tests.hostile.images import BASE_BYTES, BASES, Image
+from tests.hostile.reference import Reference
+
+Verb = Callable[..., object]
+VERBS: dict[str, Verb] = {}
+
+EXTENTS_MAX = 2000
+READ_MAX = 8 * MiB
+COPY_MAX = 256 * MiB
+"""Disks up to this size are copied as a whole."""
+CANARY = b"not to be touched" * 100
+
+
+def verb(function: Verb) -> Verb:
+    """Make a function callable by name."""
+    VERBS[function.__name__] = function
+    return function
+
+
+def prepare(directory: Path, image: Image | None) -> Path:
+    """Put a fresh copy of the image, and what stands around it, into the directory."""
+    path = directory / "image"
+    if image is not None:
+        image.write(path)
+        (directory / "base").write_bytes(BASE_BYTES)
+        (directory / "other").write_bytes(BASE_BYTES[::-1])
+        (directory / "canary").write_bytes(CANARY)
+    return path
+
+
+# --- invariants -----------------------------------------------------------------------------------
+
+
+def fingerprint(path: Path) -> tuple[int, str]:
+    """Length and content of a sparse file."""
+    digest = hashlib.sha256()
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        length = os.lseek(descriptor, 0, os.SEEK_END)
+        position = 0
+        while position < length:
+            try:
+                position = os.lseek(descriptor, position, os.SEEK_DATA)
+            except OSError:
+                break
+            end = os.lseek(descriptor, position, os.SEEK_HOLE)
+            while position < end:
+                data = os.pread(descriptor, min(MiB, end - position), position)
+                if data.strip(b"\0"):
+                    digest.update(b"%d:" % position)
+                    digest.update(data)
+                position += len(data)
+    finally:
+        os.close(descriptor)
+    return length, digest.hexdigest()
+
+
+@contextlib.contextmanager
+def untouched(*paths: Path) -> Iterator[None]:
+    """Nothing changes these files."""
+    before = [fingerprint(path) if is_file(path) else None for path in paths]
+    try:
+        yield
+    finally:
+        after = [fingerprint(path) if is_file(path) else None for path in paths]
+        for path, one, two in zip(paths, before, after, strict=True):
+            assert one == two, f"{path.name} was changed"
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def surroundings_untouched(directory: Path) -> Iterator[None]:
+    """No file but the image is changed, and none appears."""
+    names = set(os.listdir(directory))
+    with untouched(*(directory / name for name in names - {"image"})):
+        yield
+    assert set(os.listdir(directory)) == names
+
+
+@contextlib.contextmanager
+def refusal_changes_nothing(path: Path) -> Iterator[None]:
+    """If opening is refused, the file is as it was."""
+    before = fingerprint(path) if is_file(path) else None
+    try:
+        yield
+    except BlocklayerError:
+        after = fingerprint(path) if is_file(path) else None
+        assert before == after, "the open was refused, and changed the file"
+        raise
+
+
+def places_to_read(disk: Disk) -> Iterator[tuple[int, int]]:
+    """Ranges within a cluster each: all of a small disk, or what is near its tables' entries."""
+    unit = disk.info().get("cluster-size", 64 * KiB)
+    if disk.size <= READ_MAX:
+        starts = list(range(0, disk.size, unit))
+    else:
+        span = unit * unit * disk.info().get("table-size", 1) // 8
+        near = [start + step * unit for start in (0, span, 2 * span) for step in range(-2, 10)]
+        starts = sorted({start for start in near if 0 <= start < disk.size})
+    for start in starts:
+        yield start, min(512, disk.size - start)
+        if unit > 4 * KiB and start + unit <= disk.size:
+            yield start + unit - 512, 512
+
+
+def read_all(disk: Disk) -> list[tuple[int, bytes | None]]:
+    """What a guest sees, where it looks; None where it is refused."""
+    seen: list[tuple[int, bytes | None]] = []
+    for offset, length in places_to_read(disk):
+        try:
+            seen.append((offset, disk.read(offset, length)))
+        except BlocklayerError:
+            seen.append((offset, None))
+    return seen
+
+
+def backing_of(path: Path) -> bytes:
+    """What lies below, if it is the backing file of these tests."""
+    return BASE_BYTES if Reference(path).backing_name() == b"base" else b""
+
+
+def check_against_reference(path: Path, disk: Disk) -> int:
+    """What is read is what the specification says, and what is impossible is refused."""
+    reference = Reference(path)
+    backing = backing_of(path)
+    refused = 0
+    for offset, data in read_all(disk):
+        length = min(512, disk.size - offset)
+        expected = reference.bytes_at(offset, length, backing)
+        assert data == expected, (hex(offset), data and data[:16], expected and expected[:16])
+        refused += data is None
+    return refused
+
+
+# --- looking --------------------------------------------------------------------------------------
+
+
+@verb
+def probe(directory: Path, image: Image | None) -> object:
+    path = prepare(directory, image)
+    with untouched(path), surroundings_untouched(directory):
+        return blocklayer.probe(path)
+
+
+@verb
+def info(directory: Path, image: Image | None) -> object:
+    path = prepare(directory, image)
+    with untouched(path), surroundings_untouched(directory):
+        return json.loads(json.dumps(blocklayer.info(path).as_dict()))
+
+
+@verb
+def chain(directory: Path, image: Image | None) -> object:
+    path = prepare(directory, image)
+    with untouched(path), surroundings_untouched(directory):
+        return len(info_chain(path))
+
+
+@verb
+def read(directory: Path, image: Image | None) -> object:
+    """Whether it opens, and what it shows, is compared with the specification."""
+    path = prepare(directory, image)
+    reference = Reference(path)
+    with untouched(path), surroundings_untouched(directory):
+        try:
+            disk = blocklayer.open(path, format="qed")
+        except BlocklayerError:
+            opens = reference.is_valid() and reference.backing_name() in (None, b"base")
+            assert not opens, "refused, and nothing is wrong with it"
+            raise
+        with disk:
+            assert reference.is_valid(), "opened, and must not be"
+            return check_against_reference(path, disk)
+
+
+@verb
+def extents(directory: Path, image: Image | None) -> object:
+    """They cover the disk from its start without gaps; what they call zero reads as zeroes."""
+    path = prepare(directory, image)
+    with untouched(path), blocklayer.open(path) as disk:
+        end = 0
+        for extent in islice(disk.extents(), EXTENTS_MAX):
+            assert extent.offset == end
+            assert 0 < extent.length <= disk.size - end
+            end = extent.end
+            data = disk.read(extent.offset, min(512, extent.length))
+            assert not (extent.zero and any(data))
+        return end
+
+
+@verb
+def map_it(directory: Path, image: Image | None) -> object:
+    path = prepare(directory, image)
+    with untouched(path):
+        return len(list(islice(blocklayer.map(path), EXTENTS_MAX)))
+
+
+@verb
+def measure(directory: Path, image: Image | None) -> object:
+    path = prepare(directory, image)
+    with untouched(path):
+        if blocklayer.info(path).virtual_size <= COPY_MAX:
+            return blocklayer.measure(path, format="qed").required
+        return blocklayer.measure(path).required
+
+
+@verb
+def compare(directory: Path, image: Image | None) -> object:
+    """A disk is the same as itself, and not the same as its neighbour."""
+    path = prepare(directory, image)
+    with untouched(path), surroundings_untouched(directory):
+        if blocklayer.info(path).virtual_size <= COPY_MAX:
+            assert blocklayer.compare(path, path).identical
+            assert not blocklayer.compare(path, directory / "canary").identical
+        return None
+
+
+# --- checking -------------------------------------------------------------------------------------
+
+
+@verb
+def check(directory: Path, image: Image | None) -> object:
+    path = prepare(directory, image)
+    with untouched(path), surroundings_untouched(directory):
+        result = blocklayer.check(path)
+    assert result.corruptions_fixed == result.leaks_fixed == 0
+    return result.corruptions, result.leaks
+
+
+@verb
+def repair_leaks(directory: Path, image: Image | None) -> object:
+    """Giving leaks back changes nothing that anybody reads, and mends nothing else."""
+    path = prepare(directory, image)
+    before = shown(path)
+    with surroundings_untouched(directory), refusal_changes_nothing(path):
+        result = blocklayer.check(path, repair="leaks")
+    assert not result.corruptions_fixed
+    assert shown(path) == before
+    return result.leaks, result.leaks_fixed
+
+
+@verb
+def repair_all(directory: Path, image: Image | None) -> object:
+    """What could be read before reads the same; what could not is empty, or still refused."""
+    path = prepare(directory, image)
+    before = shown(path)
+    backing = backing_of(path) if Reference(path).is_valid() else b""
+    with surroundings_untouched(directory), refusal_changes_nothing(path):
+        result = blocklayer.check(path, repair="all")
+    after = shown(path)
+    if before is not None and after is not None:
+        for (offset, old), (same_offset, new) in zip(before, after, strict=True):
+            assert offset == same_offset
+            if old is None and new is not None:
+                old = backing[offset : offset + len(new)].ljust(len(new), b"\0")
+            assert old == new, f"repair changed what is at {offset:#x}"
+    again = blocklayer.check(path)
+    assert again.corruptions == result.corruptions
+    assert again.leaks == result.leaks
+    if not result.corruptions and not result.check_errors:
+        assert after is None or all(data is not None for _, data in after)
+    return result.corruptions, result.corruptions_fixed
+
+
+def shown(path: Path) -> list[tuple[int, bytes | None]] | None:
+    """What a guest sees; None where there is nothing to open."""
+    try:
+        with blocklayer.open(path, backing_chain=backing_can_be_opened(path)) as disk:
+            return read_all(disk)
+    except BlocklayerError:
+        return None
+
+
+def backing_can_be_opened(path: Path) -> bool:
+    """Checks do not open backing files, so what is compared with them must not depend on it."""
+    try:
+        with blocklayer.open(path):
+            return True
+    except BlocklayerError:
+        return False
+
+
+# --- changing -------------------------------------------------------------------------------------
+
+
+@verb
+def write(directory: Path, image: Image | None) -> object:
+    """What is written is read again; nothing beside the image changes."""
+    path = prepare(directory, image)
+    with surroundings_untouched(directory), refusal_changes_nothing(path):
+        disk = blocklayer.open(path, mode="r+")
+    written = 0
+    with surroundings_untouched(directory), disk:
+        for offset in (disk.size // 2, max(0, disk.size - 512), 3 * 4096 + 100):
+            if disk.size - offset >= 512:
+                with contextlib.suppress(BlocklayerError):
+                    disk.write(offset, b"w" * 512)
+                    assert disk.read(offset, 512) == b"w" * 512
+                    written += 1
+    return written
+
+
+@verb
+def zero(directory: Path, image: Image | None) -> object:
+    path = prepare(directory, image)
+    with surroundings_untouched(directory), blocklayer.open(path, mode="r+") as disk:
+        length = min(disk.size, MiB)
+        disk.write_zeroes(0, length)
+        assert not any(disk.read(0, length))
+        disk.discard(0, length)
+
+
+@verb
+def grow(directory: Path, image: Image | None) -> object:
+    """What is gained reads as zeroes."""
+    path = prepare(directory, image)
+    with surroundings_untouched(directory):
+        old = blocklayer.info(path).virtual_size
+        size = blocklayer.resize(path, old + 64 * KiB)
+        with blocklayer.open(path) as disk:
+            assert not any(disk.read(old, size - old))
+        return size
+
+
+@verb
+def shrink(directory: Path, image: Image | None) -> object:
+    """Refused, or shorter; never both."""
+    path = prepare(directory, image)
+    with surroundings_untouched(directory):
+        old = blocklayer.info(path).virtual_size
+        wanted = old // 1024 * 512
+        try:
+            return blocklayer.resize(path, wanted, shrink=True)
+        except BlocklayerError:
+            with contextlib.suppress(BlocklayerError):
+                assert blocklayer.info(path).virtual_size == old
+            raise
+
+
+@verb
+def unbase(directory: Path, image: Image | None) -> object:
+    path = prepare(directory, image)
+    with surroundings_untouched(directory):
+        blocklayer.rebase(path, None, unsafe=True)
+        assert blocklayer.info(path).backing_filename is None
+
+
+@verb
+def rebase(directory: Path, image: Image | None) -> object:
+    """What a guest sees stays as it is."""
+    path = prepare(directory, image)
+    with surroundings_untouched(directory):
+        if blocklayer.info(path).virtual_size > COPY_MAX:
+            return None
+        before = shown(path)
+        blocklayer.rebase(path, "other", backing_format="raw")
+        assert shown(path) == before
+    return None
+
+
+@verb
+def commit(directory: Path, image: Image | None) -> object:
+    """What the overlay showed is in its backing file."""
+    path = prepare(directory, image)
+    with untouched(directory / "canary", directory / "other"):
+        if blocklayer.info(path).virtual_size > COPY_MAX:
+            return None
+        before = shown(path)
+        base = blocklayer.commit(path)
+        with blocklayer.open(base, format="raw") as disk:
+            for offset, data in before or []:
+                assert data is not None
+                assert disk.read(offset, len(data)) == data
+    return None
+
+
+@verb
+def convert(directory: Path, image: Image | None) -> object:
+    """The copy shows the same disk, or there is no copy."""
+    path = prepare(directory, image)
+    target = directory / "target"
+    with untouched(path):
+        if blocklayer.info(path).virtual_size > COPY_MAX:
+            return None
+        for format in ("raw", "qed"):
+            with surroundings_untouched(directory):
+                try:
+                    blocklayer.convert(path, target, format=format)
+                    assert blocklayer.compare(path, target, second_format=format).identical
+                finally:
+                    existed = target.exists()
+                    target.unlink(missing_ok=True)
+            assert existed
+    return None
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+EXIT_CODES = (0, 1, 2, 3, 63)
+"""Done, refused, and of check: corruptions, leaks, a format without a check."""
+LINES = (
+    ("info", "image"),
+    ("info", "--backing-chain", "--output", "json", "image"),
+    ("check", "image"),
+    ("check", "--output", "json", "image"),
+    ("io", "-r", "-c", "read 0 512", "image"),
+    ("io", "-c", "write 0 512", "image"),
+)
+
+
+@verb
+def command(directory: Path, image: Image | None) -> object:
+    """It answers with an exit code and a line, never with a traceback."""
+    from blocklayer.cli.main import main
+
+    codes = []
+    path = prepare(directory, image)
+    for name, *line in LINES:
+        arguments = [str(path) if word == "image" else word for word in line]
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([name, *arguments])
+        assert "Traceback" not in err.getvalue()
+        assert code in EXIT_CODES, code
+        assert code != 1 or out.getvalue() or err.getvalue()
+        codes.append(code)
+    return codes
+
+
+def warm_up() -> None:
+    """Import and compute once what every verb needs, so that children find it done."""
+    with tempfile.TemporaryDirectory() as name:
+        for function in VERBS.values():
+            with contextlib.suppress(BlocklayerError):
+                function(Path(name), BASES["small"])
+
+
+LOOKING = ("probe", "info", "chain", "read", "extents", "map_it", "measure", "compare", "check")
+CHANGING = ("repair_leaks", "repair_all", "write", "zero", "grow", "shrink", "unbase")
+COPYING = ("rebase", "commit", "convert")
+EVERYTHING = (*LOOKING, *CHANGING, *COPYING, "command")
