@@ -69,10 +69,10 @@ class Tracker:
                     self._changed.wait()
                 if self.closed:
                     raise Closed("The disk is closed")
-                self.inflight.append(None)  # no drain can begin here: it needs the lock
             finally:
                 self._waiting -= 1
                 self._changed.notify_all()
+            self.inflight.append(None)  # no drain can begin before: it needs the lock
 
     def leave(self) -> None:
         """End a request. The order matters: first out, then look for a drain."""
