@@ -239,8 +239,8 @@ def test_mending_a_table_spares_the_data_under_it(image: Path, rng: random.Rando
     tables.save()
     span = GEOMETRY.table_span
     before = data_of_table(image, one)
-    assert views.check(image).corruptions > 1
-    assert views.check(image, repair="all").corruptions_fixed > 1
+    assert views.check(image).corruptions
+    assert views.check(image, repair="all").corruptions_fixed
     assert data_of_table(image, one) == before
     views.assert_same(image)
     views.assert_clean(image)

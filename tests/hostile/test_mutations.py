@@ -21,22 +21,23 @@ from tests.hostile.prison import BROKEN, Prison
 from tests.hostile.verbs import EVERYTHING
 
 FIELDS = [field.name for field in Header.FIELDS]
-SAMPLE = 10
-"""Values tried in a run that is not long, of each field of each image but the smallest."""
-PAIRS = 60
+SAMPLE = 6
+"""Values tried of each field and entry in a run that is not long; of the smallest image more."""
+SAMPLE_SMALL = 24
+PAIRS = 40
 PAIRS_LONG = 5000
 
 Damages = Iterable[tuple[str, Image]]
 
 
 def some(rng: random.Random, base: str, damages: Damages) -> Damages:
-    """All damages of the smallest image, a random sample of others."""
+    """A random sample of damages."""
     every = list(damages)
-    return every if base == "small" else rng.sample(every, min(SAMPLE, len(every)))
+    return rng.sample(every, min(SAMPLE_SMALL if base == "small" else SAMPLE, len(every)))
 
 
 def attack(prison: Prison, directory: Path, damages: Damages) -> None:
-    """Do everything to every image; what is not allowed to happen, with the image it happened to."""
+    """Do everything to every image; what must not happen, with the image it happened to."""
     found = []
     count = 0
     for name, image in damages:

@@ -287,9 +287,9 @@ def repair_all(directory: Path, image: Image | None) -> object:
                 old = backing[offset : offset + len(new)].ljust(len(new), b"\0")
             assert old == new, f"repair changed what is at {offset:#x}"
     again = blocklayer.check(path)
-    assert again.corruptions == result.corruptions
-    assert again.leaks == result.leaks
+    assert again.corruptions <= result.corruptions
     if not result.corruptions and not result.check_errors:
+        assert again.leaks == result.leaks
         assert after is None or all(data is not None for _, data in after)
     return result.corruptions, result.corruptions_fixed
 
@@ -301,6 +301,11 @@ def shown(path: Path) -> list[tuple[int, bytes | None]] | None:
             return read_all(disk)
     except BlocklayerError:
         return None
+
+
+def is_sound(path: Path) -> bool:
+    """No cluster has two users: writing to one place changes no other."""
+    return not blocklayer.check(path).corruptions
 
 
 def backing_can_be_opened(path: Path) -> bool:
@@ -319,6 +324,7 @@ def backing_can_be_opened(path: Path) -> bool:
 def write(directory: Path, image: Image | None) -> object:
     """What is written is read again; nothing beside the image changes."""
     path = prepare(directory, image)
+    sound = is_sound(path)
     with surroundings_untouched(directory), refusal_changes_nothing(path):
         disk = blocklayer.open(path, mode="r+")
     written = 0
@@ -327,18 +333,19 @@ def write(directory: Path, image: Image | None) -> object:
             if disk.size - offset >= 512:
                 with contextlib.suppress(BlocklayerError):
                     disk.write(offset, b"w" * 512)
-                    assert disk.read(offset, 512) == b"w" * 512
+                    assert disk.read(offset, 512) == b"w" * 512 or not sound
                     written += 1
     return written
 
 
 @verb
-def zero(directory: Path, image: Image | None) -> object:
+def zero(directory: Path, image: Image | None) -> None:
     path = prepare(directory, image)
+    sound = is_sound(path)
     with surroundings_untouched(directory), blocklayer.open(path, mode="r+") as disk:
         length = min(disk.size, MiB)
         disk.write_zeroes(0, length)
-        assert not any(disk.read(0, length))
+        assert not any(disk.read(0, length)) or not sound
         disk.discard(0, length)
 
 
@@ -351,7 +358,7 @@ def grow(directory: Path, image: Image | None) -> object:
         size = blocklayer.resize(path, old + 64 * KiB)
         with blocklayer.open(path) as disk:
             assert not any(disk.read(old, size - old))
-        return size
+    return size
 
 
 @verb
@@ -362,15 +369,16 @@ def shrink(directory: Path, image: Image | None) -> object:
         old = blocklayer.info(path).virtual_size
         wanted = old // 1024 * 512
         try:
-            return blocklayer.resize(path, wanted, shrink=True)
+            size = blocklayer.resize(path, wanted, shrink=True)
         except BlocklayerError:
             with contextlib.suppress(BlocklayerError):
                 assert blocklayer.info(path).virtual_size == old
             raise
+    return size
 
 
 @verb
-def unbase(directory: Path, image: Image | None) -> object:
+def unbase(directory: Path, image: Image | None) -> None:
     path = prepare(directory, image)
     with surroundings_untouched(directory):
         blocklayer.rebase(path, None, unsafe=True)
@@ -384,9 +392,9 @@ def rebase(directory: Path, image: Image | None) -> object:
     with surroundings_untouched(directory):
         if blocklayer.info(path).virtual_size > COPY_MAX:
             return None
-        before = shown(path)
+        before = shown(path) if is_sound(path) else None
         blocklayer.rebase(path, "other", backing_format="raw")
-        assert shown(path) == before
+        assert before is None or shown(path) == before
     return None
 
 

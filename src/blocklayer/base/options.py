@@ -41,13 +41,20 @@ def nest(flat: OptionTree, *, depth: int = 0) -> OptionTree:
             branch = branch.setdefault(step, {})
             if not isinstance(branch, dict):
                 raise InvalidArgument(f"Cannot mix '{step}' as a value with '{key}'")
-        if isinstance(branch.get(last), dict) and isinstance(value, dict):
-            branch[last].update(value)
-        elif last in branch:
-            raise InvalidArgument(f"Option '{key}' is given twice")
-        else:
-            branch[last] = value
+        _merge(branch, last, value, key)
     return tree
+
+
+def _merge(branch: OptionTree, name: str, value: object, key: str) -> None:
+    """Set an option that must not be there yet; trees become one."""
+    known = branch.get(name)
+    if isinstance(known, dict) and isinstance(value, dict):
+        for inner, each in value.items():
+            _merge(known, inner, each, f"{key}.{inner}")
+    elif name in branch:
+        raise InvalidArgument(f"Option '{key}' is given twice")
+    else:
+        branch[name] = value
 
 
 def parse_bool(value: object, name: str) -> bool:

@@ -39,7 +39,7 @@ def parse_size(text: str | int, what: str = "size") -> int:
 def _parse_size_text(text: str, what: str) -> int:
     lowered = text.lower()
     try:
-        if lowered.startswith("0x"):
+        if lowered.startswith("0x") and lowered.isascii() and lowered.isalnum():
             return int(lowered, 16)
         if lowered.isascii() and lowered.isdigit():
             return int(lowered)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from itertools import islice
+from itertools import groupby, islice
 
 from blocklayer.base.errors import BlocklayerError, IoError, NotSupported
 from blocklayer.base.units import MiB
@@ -197,6 +197,8 @@ class Checker:
         self._tables_seen: set[int] = set()
         self._scanned = ClusterMap(self.used.clusters)
         """Clusters of L2 tables whose entries have been looked at."""
+        self._end = node.file_end
+        """Repair makes the file longer; what pointed behind its end must stay invalid."""
         self._copied = 0
         self._last_host = 0
 
@@ -239,7 +241,7 @@ class Checker:
 
     def _check_table(self, index: int, table: int) -> bool:
         """Check an L2 table; whether the L1 entry that points to it must be cleared."""
-        problem = self.node.table_problem(table)
+        problem = self.node.table_problem(table) or self._behind(table, self.geometry.table_bytes)
         place = self.node.header.l1_table_offset + index * ENTRY_SIZE
         if problem is not None:
             self._corruption(
@@ -334,6 +336,12 @@ class Checker:
         first = {number: indexes[0] % SLICE_ENTRIES}
         self.node.tables.write_l2(l1_index, {number: _without(entries, indexes)}, first)
 
+    def _behind(self, place: int, length: int) -> str | None:
+        """A problem, if something does not lie in the file as it was when the check began."""
+        if place + length <= self._end:
+            return None
+        return f"lies behind the end of the file ({self._end:#x})"
+
     # --- data clusters --------------------------------------------------------------------------
 
     def _check_cluster(self, l1_index: int, index: int, entry: int, table: int) -> bool:
@@ -347,7 +355,7 @@ class Checker:
             if self._last_host and self._last_host + self.node.cluster_size != entry:
                 result.fragmented_clusters += 1
             self._last_host = entry
-        problem = self.node.cluster_problem(entry)
+        problem = self.node.cluster_problem(entry) or self._behind(entry, self.node.cluster_size)
         if problem is None and not beyond and not self.used.mark(self._cluster(entry)):
             return False
         what = f"L2 entry {index} of table {l1_index} (guest offset {guest:#x}): the cluster at"
@@ -429,27 +437,33 @@ class Checker:
         if not self._may_copy(clusters):
             return False
         clusters += sum(
-            entry != ZERO_CLUSTER and self.node.cluster_problem(entry) is None
-            for _, entry in self._entries(table, f"L2 table {l1_index}")
+            self._is_worth_a_copy(l1_index, index, entry)
+            for index, entry in self._entries(table, f"L2 table {l1_index}")
         )
         if not self._may_copy(clusters):
             return False
         copy = self._copy_bytes(table, self.geometry.table_bytes)
-        by_slice: dict[int, array[int]] = {}
-        for index, entry in self._entries(table, f"L2 table {l1_index}"):
-            number, within = divmod(index, SLICE_ENTRIES)
-            values = by_slice.setdefault(number, array("Q", bytes(SLICE_BYTES)))
-            values[within] = entry
-            if entry != ZERO_CLUSTER:
-                valid = self.node.cluster_problem(entry) is None
-                values[within] = self._copy_bytes(entry, self.node.cluster_size) if valid else 0
-                self.result.allocated_clusters += valid
-        for number, values in by_slice.items():
+        entries = self._entries(table, f"L2 table {l1_index}")
+        for number, group in groupby(entries, key=lambda pair: pair[0] // SLICE_ENTRIES):
+            values = array("Q", bytes(SLICE_BYTES))
+            for index, entry in group:
+                if entry == ZERO_CLUSTER:
+                    values[index % SLICE_ENTRIES] = entry
+                elif self._is_worth_a_copy(l1_index, index, entry):
+                    cluster = self._copy_bytes(entry, self.node.cluster_size)
+                    values[index % SLICE_ENTRIES] = cluster
+                    self.result.allocated_clusters += 1
             self.node.file.writev(copy + number * SLICE_BYTES, [memoryview(encode(values))])
         self.node.file.flush()
         self.node.tables.write_l1_entry(l1_index, copy)
         self.node.tables.forget()
         return True
+
+    def _is_worth_a_copy(self, l1_index: int, index: int, entry: int) -> bool:
+        """Whether an entry points to a cluster that exists and that a guest can reach."""
+        if entry == ZERO_CLUSTER or self.node.cluster_problem(entry) is not None:
+            return False
+        return self.geometry.guest_offset(l1_index, index) < self.node.size
 
     def _copy_bytes(self, source: int, length: int) -> int:
         """Copy `length` bytes to new space; where it is."""
