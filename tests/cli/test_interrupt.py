@@ -22,10 +22,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
-    """A shell ignores Ctrl-C for what it runs in the background, and children inherit that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Shells and nohup ignore signals for what they start, and children inherit that."""
+    before = [
+        (signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)),
+        (signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_DFL)),
+    ]
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before:
+        signal.signal(number, handler)
 
 
 @pytest.fixture
