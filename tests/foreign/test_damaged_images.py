@@ -214,13 +214,14 @@ def test_a_shared_cluster_is_given_a_copy(image: Path, rng: random.Random) -> No
 
 
 def test_a_shared_table_is_given_a_copy(image: Path, rng: random.Random) -> None:
-    """DEFECT: QEMU looks at each reference to the table's clusters but says nothing of its own."""
+    """DEFECT: QEMU counts the table's clusters, not the table, and cannot repair it."""
     tables = Tables(image)
     one, other = rng.sample(tables.tables(), 2)
     tables.l1[one] = tables.l1[other]
     tables.save()
     seen = views.content(image)
     assert views.check(image).corruptions == 1
+    assert qemu.check(image).corruptions == TABLE
     assert views.check(image, repair="all").corruptions_fixed == 1
     views.assert_same(image, expected=seen)
     views.assert_clean(image)
@@ -237,14 +238,12 @@ def test_mending_a_table_spares_the_data_under_it(image: Path, rng: random.Rando
     ]
     tables.l1[other] = rng.choice(run)
     tables.save()
-    span = GEOMETRY.table_span
     before = data_of_table(image, one)
     assert views.check(image).corruptions
     assert views.check(image, repair="all").corruptions_fixed
     assert data_of_table(image, one) == before
     views.assert_same(image)
     views.assert_clean(image)
-    assert len(before) == span
 
 
 def data_of_table(path: Path, l1_index: int) -> bytes:
@@ -259,8 +258,8 @@ def test_clusters_behind_the_end_are_leaks(image: Path) -> None:
     tables.header.image_size = 9 * MiB
     tables.save()
     seen = views.assert_same(image)
-    behind = 16
-    assert views.check(image).leaks >= behind
+    # Of 64 KiB that `whole` has written at 9 MiB, and of whatever else is there.
+    assert views.check(image).leaks >= 64 * KiB // CLUSTER
     assert qemu.check(image).leaks == 0
     assert views.check(image, repair="leaks").clean
     views.assert_same(image, expected=seen)

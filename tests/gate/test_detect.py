@@ -113,11 +113,10 @@ def test_zero_blocks_inside_a_large_write() -> None:
         disk.write(0, data)
         assert disk.read(0, len(data)) == data
     assert spy.requests == [
-        ("write", 0, 4096, 0),
-        ("zero", 4096, 4096, 0),
-        ("zero", 8192, 4096, 0),
-        ("write", 12288, 4096, 0),
+        ("zero", 4096, 8192, 0),
         ("zero", 16384, 4096, 0),
+        ("write", 0, 4096, 0),
+        ("write", 12288, 4096, 0),
     ]
 
 

@@ -35,6 +35,8 @@ class Image:
     places: tuple[int, ...] = ()
     entries: tuple[int, ...] = ()
     """Offsets in the file of table entries worth damaging."""
+    links: tuple[tuple[str, str], ...] = ()
+    """Other names of the file: what kind of link, and its name in the same directory."""
 
     def with_bytes(self, offset: int, data: bytes) -> Image:
         """The image with some bytes overwritten."""
@@ -63,6 +65,19 @@ class Image:
             os.ftruncate(descriptor, self.length)
         finally:
             os.close(descriptor)
+        for kind, name in self.links:
+            link = path.parent / name
+            link.unlink(missing_ok=True)
+            if kind == "symbolic":
+                link.symlink_to(path.name)
+            else:
+                link.hardlink_to(path)
+
+    def with_backing(self, name: bytes) -> Image:
+        """The image with another backing file name, of any bytes."""
+        named = self.with_field("features", F_BACKING_FILE).with_bytes(Header.SIZE, name)
+        named = named.with_field("backing_filename_offset", Header.SIZE)
+        return named.with_field("backing_filename_size", len(name))
 
     @property
     def header(self) -> Header:

@@ -7,18 +7,22 @@ A verb may end with an error of the package; an assertion here, or any other exc
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
 import os
 import stat
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import blocklayer
-from blocklayer.base.errors import BlocklayerError
+from blocklayer.base.errors import BlocklayerError, Cancelled, Closed
+from blocklayer.base.progress import CancelToken
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.disk import Disk
 from blocklayer.ops.info import info_chain
@@ -99,11 +103,20 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_the_image(path: Path) -> bool:
+    """Whether a name, or what it links to, is the image itself."""
+    try:
+        return path.samefile(path.parent / "image")
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def surroundings_untouched(directory: Path) -> Iterator[None]:
     """No file but the image is changed, and none appears."""
     names = set(os.listdir(directory))
-    with untouched(*(directory / name for name in names - {"image"})):
+    others = [directory / name for name in names if not is_the_image(directory / name)]
+    with untouched(*others):
         yield
     assert set(os.listdir(directory)) == names
 
@@ -146,9 +159,9 @@ def read_all(disk: Disk) -> list[tuple[int, bytes | None]]:
     return seen
 
 
-def backing_of(path: Path) -> bytes:
-    """What lies below, if it is the backing file of these tests."""
-    return BASE_BYTES if Reference(path).backing_name() == b"base" else b""
+def backing_of(path: Path) -> bytes | None:
+    """What lies below; None if it is not the backing file of these tests."""
+    return {None: b"", b"base": BASE_BYTES}.get(Reference(path).backing_name())
 
 
 def check_against_reference(path: Path, disk: Disk) -> int:
@@ -158,7 +171,9 @@ def check_against_reference(path: Path, disk: Disk) -> int:
     refused = 0
     for offset, data in read_all(disk):
         length = min(512, disk.size - offset)
-        expected = reference.bytes_at(offset, length, backing)
+        if backing is None and reference.cluster(offset).kind == "unallocated":
+            continue
+        expected = reference.bytes_at(offset, length, backing or b"")
         assert data == expected, (hex(offset), data and data[:16], expected and expected[:16])
         refused += data is None
     return refused
@@ -218,6 +233,14 @@ def extents(directory: Path, image: Image | None) -> object:
             data = disk.read(extent.offset, min(512, extent.length))
             assert not (extent.zero and any(data))
         return end
+
+
+@verb
+def first_extents(directory: Path, image: Image | None) -> object:
+    """The beginning of a walk that may never end."""
+    path = prepare(directory, image)
+    with blocklayer.open(path) as disk:
+        return sum(extent.length for extent in islice(disk.extents(), 3))
 
 
 @verb
@@ -284,6 +307,8 @@ def repair_all(directory: Path, image: Image | None) -> object:
         for (offset, old), (same_offset, new) in zip(before, after, strict=True):
             assert offset == same_offset
             if old is None and new is not None:
+                if backing is None:
+                    continue
                 old = backing[offset : offset + len(new)].ljust(len(new), b"\0")
             assert old == new, f"repair changed what is at {offset:#x}"
     again = blocklayer.check(path)
@@ -407,7 +432,7 @@ def commit(directory: Path, image: Image | None) -> object:
             return None
         before = shown(path)
         base = blocklayer.commit(path)
-        with blocklayer.open(base, format="raw") as disk:
+        with blocklayer.open(base) as disk:
             for offset, data in before or []:
                 assert data is not None
                 assert disk.read(offset, len(data)) == data
@@ -432,6 +457,82 @@ def convert(directory: Path, image: Image | None) -> object:
                     target.unlink(missing_ok=True)
             assert existed
     return None
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+SOON = 0.2
+"""Seconds until an operation is asked to stop, on the clock."""
+AT_ONCE = 5.0
+"""Seconds within which it obeys, on a busy machine."""
+
+
+def cancelled_soon(action: Callable[[CancelToken], object]) -> None:
+    """Run an operation and ask it to stop; it does so without delay."""
+    token = CancelToken()
+    timer = threading.Timer(SOON, token.cancel)
+    timer.start()
+    started = time.monotonic()
+    try:
+        action(token)
+    except Cancelled:
+        assert time.monotonic() - started < SOON + AT_ONCE
+    else:
+        raise AssertionError("it was done before anybody could stop it")
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+@verb
+def cancel_convert(directory: Path, image: Image | None) -> None:
+    """No target is left."""
+    path = prepare(directory, image)
+    target = directory / "target"
+    with surroundings_untouched(directory):
+        cancelled_soon(lambda token: blocklayer.convert(path, target, format="qed", cancel=token))
+
+
+@verb
+def cancel_compare(directory: Path, image: Image | None) -> None:
+    path = prepare(directory, image)
+    with untouched(path):
+        cancelled_soon(lambda token: blocklayer.compare(path, path, cancel=token))
+
+
+@verb
+def cancel_rebase(directory: Path, image: Image | None) -> None:
+    """An overlay of the image gets another backing file, and keeps the one it has."""
+    path = prepare(directory, image)
+    overlay = directory / "overlay"
+    blocklayer.create(overlay, format="qed", backing="image", backing_format="qed")
+    cancelled_soon(lambda token: blocklayer.rebase(overlay, "other", cancel=token))
+    assert blocklayer.info(overlay).backing_filename == path.name
+    overlay.unlink()
+
+
+@verb
+def close_meanwhile(directory: Path, image: Image | None) -> None:
+    """Closing a disk does not wait for somebody who walks it from end to end."""
+    path = prepare(directory, image)
+    disk = blocklayer.open(path)
+    ends: list[str] = []
+
+    def walk() -> None:
+        try:
+            for _ in disk.extents():
+                pass
+        except Closed:
+            ends.append("closed")
+
+    thread = threading.Thread(target=walk)
+    thread.start()
+    time.sleep(SOON)
+    started = time.monotonic()
+    disk.close()
+    thread.join()
+    assert time.monotonic() - started < AT_ONCE
+    assert ends == ["closed"]
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -468,12 +569,53 @@ def command(directory: Path, image: Image | None) -> object:
     return codes
 
 
+# --- names and options that users give ------------------------------------------------------------
+
+
+@verb
+def open_names(directory: Path, image: Image | None, names: list[str]) -> object:
+    """How many of the names can be opened, in all ways."""
+    prepare(directory, image)
+    os.chdir(directory)
+    opened = 0
+    for name in names:
+        for action in (blocklayer.probe, blocklayer.info, info_chain, blocklayer.check):
+            with contextlib.suppress(BlocklayerError):
+                action(name)
+        with contextlib.suppress(BlocklayerError), blocklayer.open(name) as disk:
+            disk.read(0, min(disk.size, 512))
+            opened += 1
+    return opened
+
+
+@verb
+def open_trees(directory: Path, image: Image, trees: list[dict[str, object]]) -> object:
+    """Option trees as such, as JSON names, and as the backing file of an image."""
+    path = prepare(directory, image)
+    os.chdir(directory)
+    opened = 0
+    for tree in trees:
+        name = "json:" + json.dumps(tree)
+        below: dict[str, object] = {"driver": "qed", "file": str(path), "backing": tree}
+        for choice in (copy.deepcopy(tree), name, below):
+            with contextlib.suppress(BlocklayerError), blocklayer.open(choice) as disk:
+                opened += 1
+                with contextlib.suppress(BlocklayerError):
+                    disk.read(0, min(disk.size, 512))
+        with contextlib.suppress(BlocklayerError):
+            info_chain(name)
+        image.with_backing(name.encode("utf-8", "surrogatepass")[:4000]).write(path)
+        with contextlib.suppress(BlocklayerError), blocklayer.open(path, mode="r+") as disk:
+            opened += 1
+    return opened
+
+
 def warm_up() -> None:
     """Import and compute once what every verb needs, so that children find it done."""
     with tempfile.TemporaryDirectory() as name:
-        for function in VERBS.values():
+        for function in EVERYTHING:
             with contextlib.suppress(BlocklayerError):
-                function(Path(name), BASES["small"])
+                VERBS[function](Path(name), BASES["small"])
 
 
 LOOKING = ("probe", "info", "chain", "read", "extents", "map_it", "measure", "compare", "check")

@@ -231,10 +231,11 @@ class _Copy:
         load = self._new_load()
         for extent in self._source.extents(0, self._source.size):
             if extent.zero:
-                load.add(extent.offset, extent.length, -1)
-                if len(load.runs) >= RUNS_MAX:
+                # Nothing but zeroes so far, and more of them: the walk may have taken long already.
+                if len(load.runs) >= RUNS_MAX or (load.runs and not load.filled):
                     yield load
                     load = self._new_load()
+                load.add(extent.offset, extent.length, -1)
                 continue
             position = extent.offset
             while position < extent.end:

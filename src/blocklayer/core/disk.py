@@ -18,7 +18,7 @@ from blocklayer.base.errors import InvalidArgument, OutOfRange, ReadOnly
 from blocklayer.base.extent import Extent
 from blocklayer.core import io as core_io
 from blocklayer.core import mapping
-from blocklayer.core.detect import write_detecting
+from blocklayer.core.detect import detection_unit, may_hold_zeroes, zero_detected
 from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Lookup, Node
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -68,7 +68,8 @@ class Disk:
         self.discard_mode = discard
         self._tracker = node.tracker
         self.writethrough = writethrough
-        self._detect_zeroes = detect_zeroes
+        self._detect_unit = detection_unit(node) if detect_zeroes != "off" else 0
+        self._detect_unmap = detect_zeroes == "unmap"
         self._owns_node = owns_node
         self._open = True
         self._read_lookup: Lookup | None = None
@@ -82,12 +83,7 @@ class Disk:
         inline = self.node.inline() if self.node.sink is None else None
         self._read_lookup = inline.read if inline else None
         self._descriptor = inline.descriptor if inline else -1
-        writable = not (
-            self.read_only
-            or self.writethrough
-            or self._detect_zeroes != "off"
-            or self.node.hooks is not None
-        )
+        writable = not (self.read_only or self.writethrough or self.node.hooks is not None)
         self._write_lookup = inline.write if inline and writable else None
 
     # --- what it is -----------------------------------------------------------------------------
@@ -235,7 +231,12 @@ class Disk:
             if lookup is not None and not tracker.drained and type(data) is bytes and not fua:
                 length = len(data)
                 host = lookup(offset, length)
-                if host >= 0 and _pwrite(self._descriptor, data, host) == length:
+                unit = self._detect_unit
+                if (
+                    host >= 0
+                    and not (unit and may_hold_zeroes(offset, data, unit))
+                    and _pwrite(self._descriptor, data, host) == length
+                ):
                     return
         except OSError:
             pass
@@ -254,10 +255,13 @@ class Disk:
             self._tracker.leave()
 
     def _write_view(self, offset: int, view: memoryview) -> None:
-        if self._detect_zeroes != "off":
-            write_detecting(self.node, offset, view, unmap=self._detect_zeroes == "unmap")
-        else:
-            self.node.writev(offset, [view])
+        runs = self.zero_detected(offset, [view])
+        if len(runs) == 1:
+            self.node.writev(*runs[0])
+            return
+        for error in core_io.write_each(self.node, runs):
+            if error is not None:
+                raise error
 
     def write_many(self, requests: Sequence[tuple[int, Buffer]], *, fua: bool = False) -> None:
         """Write many (offset, data) requests; new clusters are made visible by one update a table.
@@ -301,24 +305,21 @@ class Disk:
         lookup = self._write_lookup
         if lookup is None or len(run.vector) != 1:
             return False
+        view = run.vector[0]
+        unit = self._detect_unit
+        if unit and may_hold_zeroes(run.offset, view, unit):
+            return False
         host = lookup(run.offset, run.length)
         try:
-            return host >= 0 and _pwrite(self._descriptor, run.vector[0], host) == run.length
+            return host >= 0 and _pwrite(self._descriptor, view, host) == run.length
         except OSError:
             return False  # the node meets the same error and says where
 
-    def write_if_zero(self, run: MergedRun) -> bool:
-        """With `detect_zeroes`: write a run with what is zero in it as zeroes."""
-        if self._detect_zeroes == "off":
-            return False
-        try:
-            offset = run.offset
-            for view in run.vector:
-                self._write_view(offset, view)
-                offset += len(view)
-        finally:
-            self.end_recorded(run.offset, run.length)
-        return True
+    def zero_detected(self, offset: int, vector: Vector) -> list[tuple[int, Vector]]:
+        """With `detect_zeroes`: zero what is zero; the (offset, vector) runs left to write."""
+        if not self._detect_unit:
+            return [(offset, vector)]
+        return zero_detected(self.node, offset, vector, self._detect_unit, unmap=self._detect_unmap)
 
     def begin_recorded(self, offset: int, length: int) -> None:
         """A range is about to change: tell whoever asked to know before."""

@@ -144,6 +144,20 @@ def write_runs(node: FormatNode, runs: Sequence[Run]) -> list[BlocklayerError | 
     return errors
 
 
+def write_each(node: Node, runs: Sequence[Run]) -> list[BlocklayerError | None]:
+    """`write_runs` for nodes of any kind: what goes through a mapping is committed together."""
+    if isinstance(node, FormatNode) and type(node).writev is FormatNode.writev:
+        return write_runs(node, runs)
+    errors: list[BlocklayerError | None] = []
+    for offset, vector in runs:
+        try:
+            node.writev(offset, vector)
+            errors.append(None)
+        except BlocklayerError as error:
+            errors.append(error)
+    return errors
+
+
 def _piece_size(node: FormatNode) -> int:
     return max(ALLOCATION_PIECE, node.cluster_size)
 
@@ -355,12 +369,12 @@ def zero_range(node: Node, offset: int, length: int, flags: int) -> None:
         if flags & NO_FALLBACK:
             raise
         keep_holes = not flags & ALLOCATE
-        for start, count in _data_runs(node, offset, length) if keep_holes else [(offset, length)]:
+        for start, count in data_runs(node, offset, length) if keep_holes else [(offset, length)]:
             for position, zeroes in zero_pieces(start, count):
                 node.writev(position, [zeroes])
 
 
-def _data_runs(node: Node, offset: int, length: int) -> Iterator[tuple[int, int]]:
+def data_runs(node: Node, offset: int, length: int) -> Iterator[tuple[int, int]]:
     """(offset, length) of what is not known to read as zeroes; longer runs come in pieces.
 
     What lies behind the end of the node is a run as well: storage has to grow there.

@@ -84,11 +84,13 @@ class OpenFlags(Record, frozen=True):
 class Opener:
     """Opens one graph. Drivers get it, to open their children with what they inherit."""
 
-    def __init__(self, flags: OpenFlags) -> None:
+    def __init__(self, flags: OpenFlags, *, stored: bool = False) -> None:
         self.flags = flags
         self._chain: tuple[tuple[int, int], ...] = ()
         """Identities of the images above, up to the top."""
         self._nesting = 0
+        self._stored = stored
+        """What is opened was named by an image, which may be hostile, and not by the user."""
         self._opened = [0]
         """Nodes opened so far; one counter for the whole graph."""
         self._layers_to_complete: list[_Layer] | None = None
@@ -99,6 +101,7 @@ class Opener:
         opener = Opener(flags)
         opener._chain = self._chain
         opener._nesting = self._nesting
+        opener._stored = self._stored
         opener._opened = self._opened
         opener._layers_to_complete = self._layers_to_complete
         return opener
@@ -130,6 +133,10 @@ class Opener:
         if name is None:
             return opener._open_probed(options)
         driver = drivers.load(name)
+        if opener._stored and driver.kind == drivers.FILTER:
+            raise InvalidArgument(
+                f"A backing file name that is stored in an image cannot use driver '{name}'"
+            )
         if driver.kind != drivers.PROTOCOL and "file" not in options and "filename" in options:
             options["file"] = {"driver": "file", "filename": options.pop("filename")}
         return opener._finish(driver, options, guessed=False)
@@ -227,6 +234,7 @@ class Opener:
             if not node.backing_filename:
                 return None
             below = self._below(node, layers_to_complete)
+            below._stored = True
             return below.open_stored(node)
         if isinstance(options, str):
             options = parse_name(options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from blocklayer.base.buffers import Vector
 from blocklayer.base.errors import BlocklayerError, InvalidArgument
 from blocklayer.core import io as core_io
 from blocklayer.core.batch import (
@@ -22,7 +23,7 @@ from blocklayer.core.batch import (
     merge_writes,
     phases,
 )
-from blocklayer.core.node import NO_FALLBACK, UNMAP, FormatNode
+from blocklayer.core.node import NO_FALLBACK, UNMAP
 
 if TYPE_CHECKING:
     from blocklayer.core.disk import Disk
@@ -131,31 +132,33 @@ def write_merged(disk: Disk, runs: list[MergedRun]) -> list[BlocklayerError | No
     """Write merged runs: zeroes by their own verb, what has a place inline, the rest together."""
     errors: list[BlocklayerError | None] = [None] * len(runs)
     rest: list[int] = []
-    for index, run in enumerate(runs):
-        if disk.write_inline(run):
-            continue
-        try:
-            disk.begin_recorded(run.offset, run.length)
-            if not disk.write_if_zero(run):
-                rest.append(index)
-        except BlocklayerError as error:
-            errors[index] = error
-    if rest:
-        _write_rest(disk, runs, rest, errors)
+    try:
+        for index, run in enumerate(runs):
+            if not disk.write_inline(run):
+                errors[index] = attempt(disk.begin_recorded, run.offset, run.length)
+                if errors[index] is None:
+                    rest.append(index)
+        if rest:
+            _write_rest(disk, runs, rest, errors)
+    finally:
+        for index in rest:
+            disk.end_recorded(runs[index].offset, runs[index].length)
     return errors
 
 
 def _write_rest(
     disk: Disk, runs: list[MergedRun], rest: list[int], errors: list[BlocklayerError | None]
 ) -> None:
-    node = disk.node
-    try:
-        if isinstance(node, FormatNode) and type(node).writev is FormatNode.writev:
-            found = core_io.write_runs(node, [(runs[i].offset, runs[i].vector) for i in rest])
-        else:
-            found = [attempt(node.writev, runs[i].offset, runs[i].vector) for i in rest]
-        for index, error in zip(rest, found, strict=True):
+    data: list[tuple[int, Vector]] = []
+    owners: list[int] = []
+    for index in rest:
+        run = runs[index]
+        try:
+            parts = disk.zero_detected(run.offset, run.vector)
+        except BlocklayerError as error:
             errors[index] = error
-    finally:
-        for index in rest:
-            disk.end_recorded(runs[index].offset, runs[index].length)
+            continue
+        data += parts
+        owners += [index] * len(parts)
+    for index, failure in zip(owners, core_io.write_each(disk.node, data), strict=True):
+        errors[index] = errors[index] or failure

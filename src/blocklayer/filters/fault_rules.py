@@ -136,7 +136,7 @@ def _read_config(path: str) -> Iterator[tuple[str, OptionTree]]:
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InvalidArgument(f"Could not read '{path}': {error}") from None
     section, values = "", dict[str, Any]()
     for number, line in enumerate((line.strip() for line in lines), 1):

@@ -132,7 +132,7 @@ def _look_at_backing(target: str, backing: str, format_name: str | None) -> tupl
             "Error: Trying to create an image with the same filename as the backing file"
         )
     try:
-        node = Opener(OpenFlags(backing_role=True)).open_name(name, format_name)
+        node = Opener(OpenFlags(backing_role=True), stored=True).open_name(name, format_name)
     except OpenError as error:
         raise OpenError(f"{error.message} (backing file)", name, error.code) from error
     try:

@@ -80,7 +80,7 @@ def info_chain(
     seen: set[tuple[int, int]] = set()
     next_name: FilenameLike | None = name
     while next_name is not None:
-        found, identity = _inspect(next_name, format, force_share)
+        found, identity = _inspect(next_name, format, force_share, stored=bool(chain))
         if identity is not None and identity in seen:
             raise ChainError(
                 f"Backing file '{found.filename}' creates an infinite loop.", found.filename
@@ -98,11 +98,11 @@ def info_chain(
 
 
 def _inspect(
-    name: FilenameLike, format_name: str | None, force_share: bool
+    name: FilenameLike, format_name: str | None, force_share: bool, *, stored: bool = False
 ) -> tuple[ImageInfo, tuple[int, int] | None]:
     flags = OpenFlags(force_share=force_share, backing_chain=False)
     try:
-        node = Opener(flags).open_name(name, format_name)
+        node = Opener(flags, stored=stored).open_name(name, format_name)
     except OpenError as error:
         node = _open_shared_raw(name, format_name, error)
     try:

@@ -44,12 +44,9 @@ class FileNode(Node):
         self.descriptor = self._open_descriptor(flags.read_only)
         try:
             status = os.fstat(self.descriptor)
+            self._require_storage(status)
             self.is_device = stat.S_ISBLK(status.st_mode)
-            if not self.is_device and not stat.S_ISREG(status.st_mode):
-                raise OpenError(
-                    "The file is neither a regular file nor a block device", filename, errno.EINVAL
-                )
-            self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
+            self.size = self._find_size()
             self._lock = self._take_lock(self.descriptor, flags.read_only)
             if flags.cache.direct:
                 self.limits.request_alignment = _direct_alignment(self.descriptor)
@@ -66,6 +63,10 @@ class FileNode(Node):
                 raise NotSupported(f"O_DIRECT does not exist here, for '{self.filename}'")
             mode |= os.O_DIRECT
         try:
+            status = os.stat(self.filename)
+            if not stat.S_ISDIR(status.st_mode):
+                # Before it is opened: that alone rewinds a tape, and starts a watchdog.
+                self._require_storage(status)
             return os.open(self.filename, mode)
         except OSError as error:
             reason = error.strerror or str(error)
@@ -74,6 +75,19 @@ class FileNode(Node):
             raise OpenError(reason, self.filename, error.errno or errno.EIO) from None
         except ValueError as error:
             raise OpenError(str(error), self.filename, errno.EINVAL) from None
+
+    def _find_size(self) -> int:
+        try:
+            return os.lseek(self.descriptor, 0, os.SEEK_END)
+        except OSError as error:  # the kernel's files have no end
+            reason = error.strerror or str(error)
+            raise OpenError(reason, self.filename, error.errno or errno.EIO) from None
+
+    def _require_storage(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):
+            raise OpenError(
+                "The file is neither a regular file nor a block device", self.filename, errno.EINVAL
+            )
 
     def _take_lock(self, descriptor: int, read_only: bool) -> file_locks.ImageLock | None:
         flags = self._flags

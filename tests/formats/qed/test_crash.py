@@ -67,7 +67,7 @@ LEAST = {
 
 
 def ids(geometry: tuple[int, int]) -> str:
-    return f"{geometry[0] // 1024}k×{geometry[1]}"
+    return f"{geometry[0] // 1024}kx{geometry[1]}"
 
 
 def crash(lab: Lab, rng: random.Random, effort: Effort) -> Exploration:

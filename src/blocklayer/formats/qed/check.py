@@ -25,8 +25,7 @@ from itertools import groupby, islice
 from blocklayer.base.errors import BlocklayerError, IoError, NotSupported
 from blocklayer.base.units import MiB
 from blocklayer.core.checking import PROBLEMS_KEPT, CheckResult, Problem, Repair
-from blocklayer.core.io import zero_range
-from blocklayer.core.mapping import resolve
+from blocklayer.core.io import data_runs, zero_range
 from blocklayer.core.node import UNMAP, Node
 from blocklayer.formats.qed.driver import QedNode
 from blocklayer.formats.qed.header import read_bytes
@@ -504,15 +503,17 @@ def _without(entries: array[int], indexes: list[int]) -> array[int]:
 def copy_within(file: Node, source: int, target: int, length: int) -> None:
     """Copy bytes inside a file, in bounded pieces; holes stay holes."""
     done = 0
-    while done < length:
-        extent = resolve(file, source + done, length - done)
-        if extent.zero:
-            zero_range(file, target + done, extent.length, UNMAP)
-            done += extent.length
-        else:
-            size = min(COPY_PIECE, extent.length)
+    for start, count in data_runs(file, source, length):
+        if start - source > done:
+            zero_range(file, target + done, start - source - done, UNMAP)
+        done = start - source
+        end = done + count
+        while done < end:
+            size = min(COPY_PIECE, end - done)
             file.writev(target + done, [memoryview(read_bytes(file, source + done, size))])
             done += size
+    if done < length:
+        zero_range(file, target + done, length - done, UNMAP)
 
 
 def check(node: QedNode, repair: Repair, *, copy_shared: bool = True) -> CheckResult:

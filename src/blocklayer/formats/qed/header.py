@@ -104,6 +104,8 @@ def read_backing_name(file: Node, header: Header) -> tuple[str | None, str | Non
     if not header.features & F_BACKING_FILE:
         return None, None
     size = header.backing_filename_size
+    if not size:
+        return None, None
     if size > BACKING_FILENAME_MAX:
         raise FormatError(
             f"Failed to read backing filename: it has {size} bytes,"
