@@ -7,13 +7,18 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import blocklayer
+from blocklayer.cli import io_session
 from blocklayer.cli.io import all_commands
 from blocklayer.cli.main import main
+from blocklayer.core.batch import Request
+from blocklayer.core.disk import Disk
 from tests.cli.side_by_side import outcome, run_theirs
 from tests.cli.terminal import Terminal
 from tests.support import needs
@@ -167,3 +172,115 @@ def test_names_and_aliases_are_unique() -> None:
     ]
     given = [name for name in names if name]
     assert len(given) == len(set(given)) == len(all_commands())
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def io_lines(capsys: pytest.CaptureFixture[str], path: Path | str, *commands: str) -> list[str]:
+    assert main(["io", *words(*commands), str(path)]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_multiwrite_writes_its_requests_with_rising_patterns(
+    image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = io_lines(capsys, image, "multiwrite -P 254 64k 4k 4k ; 72k 512 ; 128k 64k")
+    assert lines[0] == f"wrote {8192 + 512 + 65536}/{8192 + 512 + 65536} bytes at offset 65536"
+    assert lines[1].startswith("72.500 KiB, 3 ops; ")
+    with blocklayer.open(image) as disk:
+        expected = b"\xfe" * 8192 + b"\xff" * 512
+        assert disk.read(65536, 65536) == expected.ljust(65536, b"\0")
+        assert disk.read(131072, 65536) == bytes(65536)
+
+
+def test_multiwrite_is_one_batch(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where requests overlap, the later one wins; the table is updated once."""
+    requests = " ; ".join(f"{256 + 4 * number}k 8k" for number in range(16))
+    code = main(["io", "-T", "qed_*", *words(f"multiwrite -q {requests}"), str(image)])
+    assert code == 0
+    told = capsys.readouterr()
+    updates = [line for line in (told.out + told.err).splitlines() if "l2_update" in line]
+    assert len(updates) == 1
+    with blocklayer.open(image) as disk:
+        for number in range(16):
+            assert disk.read((256 + 4 * number) << 10, 4096) == bytes([0xCD + number]) * 4096
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("multiwrite 0 4k ;", "multiwrite [-Cq] "),
+        ("multiwrite 0 ; 4k 4k", "multiwrite [-Cq] "),
+        ("multiwrite x 4k", "Parsing error: non-numeric argument"),
+        ("multiwrite -P 256 0 4k", "256 is not a valid pattern byte"),
+        ("multiwrite 0 4k ; 2M 4k", "aio_multiwrite failed: Input/output error"),
+    ],
+)
+def test_multiwrite_that_cannot_be(
+    image: Path, capsys: pytest.CaptureFixture[str], command: str, told: str
+) -> None:
+    assert main(["io", *words(command), str(image)]) == 1
+    assert capsys.readouterr().out.startswith(told)
+
+
+def batches_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of batches that disks get, as they come."""
+    sizes: list[int] = []
+    submit = Disk.submit
+
+    def counting(disk: Disk, requests: Sequence[Request]) -> int:
+        sizes.append(len(requests))
+        return submit(disk, requests)
+
+    monkeypatch.setattr(Disk, "submit", counting)
+    monkeypatch.setattr(io_session, "GATHER_SECONDS", 30)
+    return sizes
+
+
+def test_writes_in_flight_together_are_batches(
+    image: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = batches_of(monkeypatch)
+    lines = io_lines(
+        capsys,
+        image,
+        "aio_write -q -P 1 0 4k",
+        "aio_write -P 2 128k 4k 4k",
+        "aio_write -qz 192k 64k",
+        "length",
+        "aio_write -qf -P 3 256k 4k",
+        "aio_flush",
+    )
+    assert sizes == [3, 1]
+    assert "wrote 8192/8192 bytes at offset 131072" in lines
+    with blocklayer.open(image) as disk:
+        assert disk.read(128 << 10, 8192) == b"\2" * 8192
+        assert disk.read(192 << 10, 65536) == bytes(65536)
+        assert disk.read(256 << 10, 4096) == b"\3" * 4096
+
+
+def test_each_write_of_a_batch_fails_for_itself(
+    image: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = batches_of(monkeypatch)
+    commands = ("aio_write -q -P 7 0 4k", "aio_write 2M 4k", "aio_write -q -P 8 4k 4k")
+    lines = io_lines(capsys, image, *commands, "aio_flush", "read -q -P 7 0 4k")
+    assert sizes == [3]
+    assert lines == ["aio_write failed: Input/output error"]
+    with blocklayer.open(image) as disk:
+        assert disk.read(4096, 4096) == b"\x08" * 4096
+
+
+def test_a_write_that_was_begun_does_not_wait_for_another_command(image: Path) -> None:
+    """Somebody who types, or waits for an answer, may not say anything more."""
+    program = subprocess.Popen([*BLK_IO, str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert program.stdin is not None
+    program.stdin.write(b"aio_write -P 9 512k 4k\n")
+    program.stdin.flush()
+    deadline = time.monotonic() + 30
+    while b"\x09" * 4096 not in image.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    program.communicate(b"quit\n")
+    assert program.returncode == 0

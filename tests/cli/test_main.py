@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -133,3 +134,20 @@ def test_traces(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert all(" qed_l2_" in line for line in lines)
     assert main(["info", "--trace=qed_*,colour=red", str(image)]) == 1
     assert capsys.readouterr().err == "blk: Invalid parameter 'colour'\n"
+
+
+@pytest.mark.parametrize(("format", "ability"), [("qed", "native"), ("raw", "native")])
+def test_limits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str, ability: str
+) -> None:
+    """What JSON has without the option is not more than QEMU's; see the tests of JSON."""
+    path = str(tmp_path / "disk")
+    blocklayer.create(path, format=format, size="1M")
+    assert main(["info", "--limits", "-f", format, path]) == 0
+    told = capsys.readouterr().out
+    assert "Block limits:\n    request alignment: 1\n" in told
+    assert told.endswith(f"    zero ability: {ability}\n")
+    assert main(["info", "--limits", "--output=json", "--backing-chain", "-f", format, path]) == 0
+    (image,) = json.loads(capsys.readouterr().out)
+    assert image["limits"]["zero-ability"] == ability
+    assert image["limits"]["request-alignment"] == 1

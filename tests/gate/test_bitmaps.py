@@ -173,6 +173,16 @@ def test_merging_marks_everything_that_either_marks(
     assert marked(one) == {byte // mine for byte in range(size) if dirty[byte]}
 
 
+def test_bitmaps_of_other_sizes_are_not_merged() -> None:
+    bitmap, longer = Bitmap(10 * GRANULE, GRANULE), Bitmap(11 * GRANULE, GRANULE)
+    longer.set(10 * GRANULE, GRANULE)
+    for one, other in ((bitmap, longer), (longer, bitmap)):
+        with pytest.raises(InvalidArgument, match="incompatible and can't be merged"):
+            one.merge(other)
+    assert marked(bitmap) == set()
+    assert marked(longer) == {10}
+
+
 def test_resizing() -> None:
     bitmap = Bitmap(10 * GRANULE, GRANULE)
     bitmap.set(0, 10 * GRANULE)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from blocklayer.base.errors import InvalidArgument
+from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.batch import Request
 from blocklayer.core.disk import Disk
@@ -235,6 +235,21 @@ def test_every_verb_is_counted(clock: Clock) -> None:
         clock.now += 1000
         disk.write(0, bytes(5000))
         assert seconds(clock, disk.flush) == 0
+
+
+def test_zeroes_that_must_be_written_are_counted_once(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(offset: int, length: int, flags: int = 0) -> None:
+        raise NotSupported("no zeroing here")
+
+    with opened(**{"bps-total": 10000}) as disk:
+        disk.write(0, b"a" * 5000)
+        clock.now += 1000
+        monkeypatch.setattr(disk.node.children["file"], "zero", refuse)
+        assert seconds(clock, lambda: disk.write_zeroes(0, 5000)) == 0
+        # 5000 bytes less the 1000 that a bucket holds, at 10000 a second.
+        assert seconds(clock, lambda: disk.read(0, 1)) == pytest.approx(0.4, rel=0.01)
 
 
 def test_options_of_every_kind(clock: Clock) -> None:

@@ -18,6 +18,8 @@ from blocklayer.cli.parsing import (
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any
+
     from blocklayer.ops.info import ImageInfo
 
 COMMAND = Command(
@@ -28,6 +30,7 @@ COMMAND = Command(
         FORMAT,
         OUTPUT,
         Option("--backing-chain", "", "tell about everything it is backed by, too"),
+        Option("--limits", "", "tell how requests should look, and how zeroing is done"),
         IMAGE_OPTS,
         FORCE_SHARE,
     ),
@@ -41,22 +44,24 @@ def run(arguments: Arguments) -> int:
     name, format_name = one_image(arguments)
     as_json = wants_json(arguments)
     force_share = "force-share" in arguments
-    if "backing-chain" in arguments:
+    whole_chain, limits = "backing-chain" in arguments, "limits" in arguments
+    if whole_chain:
         images = info_chain(name, format=format_name, force_share=force_share)
-        if as_json:
-            print_json([image.as_dict() for image in images])
-        else:
-            print("\n\n".join(map(describe, images)))
-        return 0
-    image = info(name, format=format_name, force_share=force_share)
-    if as_json:
-        print_json(image.as_dict())
     else:
-        print(describe(image))
+        images = [info(name, format=format_name, force_share=force_share)]
+    if as_json:
+        members = [_members(image, limits=limits) for image in images]
+        print_json(members if whole_chain else members[0])
+    else:
+        print("\n\n".join(describe(image, limits=limits) for image in images))
     return 0
 
 
-def describe(image: ImageInfo) -> str:
+def _members(image: ImageInfo, *, limits: bool) -> dict[str, Any]:
+    return image.as_dict() | ({"limits": image.limits} if limits else {})
+
+
+def describe(image: ImageInfo, *, limits: bool = False) -> str:
     """The lines for people."""
     from blocklayer.base.units import format_size
 
@@ -75,6 +80,9 @@ def describe(image: ImageInfo) -> str:
         lines.append(f"backing file: {image.backing_filename}{_actual_path(image)}")
         if image.backing_format is not None:
             lines.append(f"backing file format: {image.backing_format}")
+    if limits:
+        lines.append("Block limits:")
+        lines += [f"    {key.replace('-', ' ')}: {value}" for key, value in image.limits.items()]
     return "\n".join(lines)
 
 

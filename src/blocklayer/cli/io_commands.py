@@ -28,6 +28,8 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import TypeVar
 
+    from blocklayer.core.batch import Request
+
     T = TypeVar("T")
 
 DEFAULT_PATTERN = 0xCD
@@ -85,11 +87,12 @@ def _timed(name: str, action: Callable[[], T]) -> tuple[T, float]:
 
 
 def _statistics(
-    call: Arguments, verb: str, *, offset: int, length: int, seconds: float
+    call: Arguments, verb: str, *, offset: int, length: int, seconds: float, requests: int = 1
 ) -> list[str]:
     if "q" in call:
         return []
-    return Statistics(verb, offset, length, seconds).lines(machine_readable="C" in call)
+    statistics = Statistics(verb, offset, length, seconds, requests)
+    return statistics.lines(machine_readable="C" in call)
 
 
 def _print(lines: list[str]) -> None:
@@ -225,7 +228,20 @@ class _Write(Record, frozen=True):
         """What is printed of it."""
         data = b"" if self.content is None else _repeated(self.content, self.length)
         _, seconds = _timed(name, lambda: self._write(disk, call, data))
+        return self.report(call, seconds)
+
+    def report(self, call: Arguments, seconds: float) -> list[str]:
+        """What is printed of it when it is done."""
         return _statistics(call, "wrote", offset=self.offset, length=self.length, seconds=seconds)
+
+    def request(self, call: Arguments) -> Request:
+        """The same as a request of a batch."""
+        from blocklayer.core.batch import Request
+
+        fua = "f" in call
+        if self.content is None:
+            return Request.write_zeroes(self.offset, self.length, unmap="u" in call, fua=fua)
+        return Request.write(self.offset, _repeated(self.content, self.length), fua=fua)
 
     def _write(self, disk: Disk, call: Arguments, data: bytes) -> None:
         if self.content is not None:
@@ -307,9 +323,46 @@ def _aio_write(session: Session, call: Arguments) -> None:
         if len(call.names) != 2:
             raise Refused("-z supports only a single length parameter")
         content = None
-    disk = _disk(session)
     write = _Write(number_word(call.names[0]), _total(call.names[1:]), content)
-    _aside(session, lambda: write.perform(disk, call, "aio_write"))
+
+    def told(request: Request, seconds: float) -> list[str]:
+        if request.error is not None:
+            return [f"aio_write failed: {os_reason(request.error)}"]
+        return write.report(call, seconds)
+
+    session.begin_write(lambda: write.request(call), told)
+
+
+def _multiwrite(session: Session, call: Arguments) -> None:
+    """Requests between semicolons; each has a pattern one higher than the one before."""
+    pattern = pattern_word(call.last("P")) if "P" in call else DEFAULT_PATTERN
+    writes = []
+    for number, words in enumerate(_between_semicolons(call.names)):
+        if len(words) < 2:
+            raise Misused
+        filling = bytes([(pattern + number) & 0xFF])
+        writes.append(_Write(number_word(words[0]), _total(words[1:]), filling))
+    requests = [write.request(call) for write in writes]
+    disk = _disk(session)
+    start = time.perf_counter()
+    disk.submit(requests)
+    seconds = time.perf_counter() - start
+    for request in requests:
+        if request.error is not None:
+            raise Refused(f"aio_multiwrite failed: {os_reason(request.error)}")
+    total = sum(write.length for write in writes)
+    offset, count = writes[0].offset, len(writes)
+    _print(_statistics(call, "wrote", offset=offset, length=total, seconds=seconds, requests=count))
+
+
+def _between_semicolons(words: list[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == ";":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
 
 
 def _aio_flush(session: Session, call: Arguments) -> None:
@@ -383,6 +436,16 @@ COMMANDS = (
         changes=True,
     ),
     IoCommand(
+        "multiwrite",
+        "",
+        _multiwrite,
+        "[-Cq] [-P pattern] off len [len..] [; off len [len..]]..",
+        "write a batch of requests that are merged where they touch",
+        words=_SIZED,
+        options=(_MACHINE, _QUIET, _FILL),
+        changes=True,
+    ),
+    IoCommand(
         "aio_read",
         "",
         _aio_read,
@@ -400,6 +463,7 @@ COMMANDS = (
         words=_SIZED,
         options=(_MACHINE, _FUA, _INVALID, _FILL, _QUIET, _UNMAP, _ZERO),
         changes=True,
+        gathers=True,
     ),
     IoCommand("aio_flush", "", _aio_flush, "", "wait for everything that was begun"),
     IoCommand("flush", "f", _flush, "", "bring what was written to stable storage"),

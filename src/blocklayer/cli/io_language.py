@@ -55,6 +55,7 @@ class IoCommand:
     words      least and most words after the name, options included (-1: any number)
     arguments  least and most words that are no options
     changes    it writes: refused for disks that are open read-only
+    gathers    its requests may be submitted together with those of the next command
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class IoCommand:
         "alias",
         "arguments",
         "changes",
+        "gathers",
         "name",
         "needs_disk",
         "options",
@@ -83,6 +85,7 @@ class IoCommand:
         options: Iterable[Option] = (),
         needs_disk: bool = True,
         changes: bool = False,
+        gathers: bool = False,
     ) -> None:
         self.name = name
         self.alias = alias
@@ -94,6 +97,7 @@ class IoCommand:
         self.options = tuple(options)
         self.needs_disk = needs_disk
         self.changes = changes
+        self.gathers = gathers
 
     def summary(self, name: str = "") -> str:
         """One line of help."""
@@ -131,6 +135,8 @@ def _problem(session: Session, command: IoCommand, words: list[str]) -> str:
 
 
 def _run(session: Session, command: IoCommand, words: list[str]) -> bool:
+    if not command.gathers:
+        session.submit_gathered()
     try:
         if command.changes:
             session.require_writable()

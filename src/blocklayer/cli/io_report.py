@@ -32,24 +32,26 @@ def time_text(seconds: float, *, full: bool = False) -> str:
 
 
 class Statistics(Record, frozen=True):
-    """One request that is done."""
+    """One command that is done, of one request or more."""
 
     verb: str
     offset: int
     length: int
     seconds: float
+    requests: int = 1
 
     def lines(self, *, machine_readable: bool) -> list[str]:
         """The report for people, or bytes, requests, time and rates for programs."""
         seconds = self.seconds or 1e-9
         if machine_readable:
             time = time_text(self.seconds, full=True)
-            rates = f"{self.length / seconds:.3f},{1 / seconds:.3f}"
-            return [f"{self.length},1,{time},{rates}"]
-        rates = f"{amount_text(self.length / seconds)}/sec and {1 / seconds:.4f} ops/sec"
+            rates = f"{self.length / seconds:.3f},{self.requests / seconds:.3f}"
+            return [f"{self.length},{self.requests},{time},{rates}"]
+        operations = self.requests / seconds
+        rates = f"{amount_text(self.length / seconds)}/sec and {operations:.4f} ops/sec"
         return [
             f"{self.verb} {self.length}/{self.length} bytes at offset {self.offset}",
-            f"{amount_text(self.length)}, 1 ops; {time_text(self.seconds)} ({rates})",
+            f"{amount_text(self.length)}, {self.requests} ops; {time_text(self.seconds)} ({rates})",
         ]
 
 

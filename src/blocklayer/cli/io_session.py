@@ -7,6 +7,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from blocklayer.base.errors import BlocklayerError, InvalidArgument
@@ -16,11 +17,14 @@ from blocklayer.cli.output import warn_of_guess
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from blocklayer.base.options import OptionTree
     from blocklayer.cli.io_language import IoCommand
+    from blocklayer.core.batch import Request
     from blocklayer.core.disk import Disk
+
+    Told: TypeAlias = Callable[[Request, float], list[str]]
 
 
 class Opening(Record):
@@ -58,6 +62,49 @@ class Opening(Record):
         return {"driver": "copy-on-read", "file": tree} if self.copy_on_read else tree
 
 
+GATHER_SECONDS = 0.002
+"""How long a write that was begun waits for others to be submitted with it."""
+
+
+class Batch:
+    """Writes that were begun together: submitted when the last of them is known, or soon."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._writes: list[tuple[Callable[[], Request], Told, float]] = []
+        self._lock = threading.Lock()
+        self._complete = threading.Event()
+
+    def add(self, make: Callable[[], Request], told: Told) -> bool:
+        """Add a write; False if the batch has been submitted already."""
+        with self._lock:
+            if self._complete.is_set():
+                return False
+            self._writes.append((make, told, time.perf_counter()))
+            return True
+
+    def submit(self) -> None:
+        """Do not wait for more."""
+        self._complete.set()
+
+    def run(self) -> list[str]:
+        """Gather, write, and what is printed of it."""
+        self._complete.wait(GATHER_SECONDS)
+        with self._lock:
+            self._complete.set()
+        requests = [make() for make, _, _ in self._writes]
+        try:
+            self._disk.submit(requests)
+        except BlocklayerError as error:
+            for request in requests:
+                request.error = request.error or error
+        end = time.perf_counter()
+        lines = []
+        for request, (_, told, start) in zip(requests, self._writes, strict=True):
+            lines += told(request, end - start)
+        return lines
+
+
 class Session:
     """The state of one run."""
 
@@ -69,6 +116,7 @@ class Session:
         """File names are option strings, as the program was told."""
         self.tags: set[str] = set()
         """Of break points that have been set."""
+        self._gathering: Batch | None = None
         self._running: list[threading.Thread] = []
         self._finished: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
 
@@ -144,12 +192,31 @@ class Session:
         self._running.append(thread)
         thread.start()
 
+    def begin_write(self, make: Callable[[], Request], told: Told) -> None:
+        """Begin a write, in one batch with those that are begun just before and after it.
+
+        `told` gives the lines to print of the finished request and the seconds it took.
+        """
+        assert self.disk is not None
+        if self._gathering is not None and self._gathering.add(make, told):
+            return
+        self._gathering = Batch(self.disk)
+        self._gathering.add(make, told)
+        self.start(self._gathering.run)
+
+    def submit_gathered(self) -> None:
+        """No more writes belong to what was begun."""
+        if self._gathering is not None:
+            self._gathering.submit()
+            self._gathering = None
+
     def wait(self) -> None:
         """Wait for everything that is under way, and print what became of it."""
         self._join()
         self.print_finished()
 
     def _join(self) -> None:
+        self.submit_gathered()
         for thread in self._running:
             thread.join()
         self._running.clear()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 from blocklayer.base.buffers import Buffer, Vector, byte_view
@@ -33,7 +32,6 @@ RUN_PARTS_MAX = 1024
 """Parts of one merged run: as many as one system call takes, and cutting a run up stays cheap."""
 
 
-@dataclass(slots=True, eq=False)
 class Request:
     """One request of a batch, and after `Disk.submit` what became of it.
 
@@ -41,16 +39,44 @@ class Request:
     the bytes otherwise. `error` is None if the request is done.
     """
 
-    kind: str
-    offset: int = 0
-    length: int = 0
-    data: Buffer = None
-    fua: bool = False
-    unmap: bool = False
-    no_fallback: bool = False
-    result: bytes | None = None
-    error: BlocklayerError | None = None
-    view: memoryview | None = field(default=None, repr=False)
+    __slots__ = (
+        "data",
+        "error",
+        "fua",
+        "kind",
+        "length",
+        "no_fallback",
+        "offset",
+        "result",
+        "unmap",
+        "view",
+    )
+
+    def __init__(
+        self,
+        kind: str,
+        offset: int = 0,
+        length: int = 0,
+        data: Buffer = None,
+        fua: bool = False,
+        unmap: bool = False,
+        no_fallback: bool = False,
+        view: memoryview | None = None,
+    ) -> None:
+        self.kind = kind
+        self.offset = offset
+        self.length = length
+        self.data = data
+        self.fua = fua
+        self.unmap = unmap
+        self.no_fallback = no_fallback
+        self.view = view
+        self.result: bytes | None = None
+        self.error: BlocklayerError | None = None
+
+    def __repr__(self) -> str:
+        state = "" if self.error is None else f", error={self.error!r}"
+        return f"<Request {self.kind} {self.length} bytes at {self.offset}{state}>"
 
     @classmethod
     def read(cls, offset: int, length: int) -> Request:
@@ -100,14 +126,16 @@ class Request:
         return self.offset + self.length
 
 
-@dataclass(slots=True)
 class MergedRun:
     """Neighbouring writes as one: where, what, and which writes (by index) have a part in it."""
 
-    offset: int
-    vector: Vector
-    owners: list[int]
-    length: int
+    __slots__ = ("length", "offset", "owners", "vector")
+
+    def __init__(self, offset: int, vector: Vector, owners: list[int], length: int) -> None:
+        self.offset = offset
+        self.vector = vector
+        self.owners = owners
+        self.length = length
 
 
 Part = tuple[int, memoryview, int]

@@ -106,7 +106,12 @@ class Bitmap:
         return position
 
     def merge(self, other: Bitmap) -> None:
-        """Mark everything that `other` marks; granularities may differ."""
+        """Mark everything that `other` marks; granularities may differ, sizes may not."""
+        if other.size != self.size:
+            raise InvalidArgument(
+                "Bitmaps are incompatible and can't be merged:"
+                f" one is of {self.size} bytes, the other of {other.size}"
+            )
         if other.granularity == self.granularity:
             with self._lock:
                 self._bits |= other._bits

@@ -117,8 +117,8 @@ class _Load:
 
     __slots__ = ("buffer", "filled", "guest", "runs")
 
-    def __init__(self, buffer: bytearray) -> None:
-        self.buffer = buffer
+    def __init__(self, buffer: bytearray | None) -> None:
+        self.buffer = buffer or bytearray(PIECE)
         self.filled = 0
         self.guest = 0
         self.runs: list[tuple[int, int, int]] = []
@@ -173,12 +173,12 @@ class _Copy:
         self._options = options
         self._reporter = reporter
         self._result = CopyResult()
-        self._free: SimpleQueue[bytearray] = SimpleQueue()
+        self._free: SimpleQueue[bytearray | None] = SimpleQueue()
         self._ready: SimpleQueue[_Load | BaseException | None] = SimpleQueue()
         self._stop = threading.Event()
         self._pace = Pace(options.rate_limit, reporter)
         for _ in range(BUFFERS):
-            self._free.put(bytearray(PIECE))
+            self._free.put(None)  # made when it is needed
 
     def run(self) -> CopyResult:
         reader = threading.Thread(target=self._read_all, name="blocklayer-copy", daemon=True)

@@ -7,7 +7,6 @@ A failure of a merged write is reported to each of its parts; independent reques
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from blocklayer.base.buffers import Vector
 from blocklayer.base.errors import BlocklayerError, InvalidArgument
@@ -25,6 +24,7 @@ from blocklayer.core.batch import (
 )
 from blocklayer.core.node import NO_FALLBACK, UNMAP
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from blocklayer.core.disk import Disk
 

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 
 from blocklayer.base.align import div_ceil
 from blocklayer.base.buffers import Vector, vector_length
-from blocklayer.base.errors import InvalidArgument
+from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.options import OptionTree
 from blocklayer.base.units import parse_size
 from blocklayer.core.drivers import FILTER, Driver
@@ -76,9 +76,9 @@ class Bucket:
         return 0.0
 
     def pour(self, amount: float) -> None:
-        """A request passes."""
-        self._level += amount
-        self._burst_level += amount
+        """A request passes; negative if one has not."""
+        self._level = max(0.0, self._level + amount)
+        self._burst_level = max(0.0, self._burst_level + amount)
 
 
 class Group:
@@ -104,19 +104,26 @@ class Group:
                 # In steps, so that limits that are lifted meanwhile are noticed.
                 time.sleep(min(wait, 0.1))
 
+    def take_back(self, direction: str, length: int) -> None:
+        """A request that was admitted has not happened: it comes again in another way."""
+        with self._lock:
+            self._account(direction, length, -1)
+
+    def _account(self, direction: str, length: int, sign: int = 1) -> None:
+        size = self._operation_size
+        operations = max(1, div_ceil(length, size)) if size else 1
+        for bucket, is_bytes in self._of(direction):
+            bucket.pour(sign * (length if is_bytes else operations))
+
     def _try(self, direction: str, length: int) -> float:
         with self._lock:
             now = time.monotonic()
             elapsed, self._last = now - self._last, now
             for bucket in self._buckets.values():
                 bucket.leak(elapsed)
-            mine = list(self._of(direction))
-            wait = max(bucket.wait() for bucket, _ in mine)
+            wait = max(bucket.wait() for bucket, _ in self._of(direction))
             if wait <= 0:
-                size = self._operation_size
-                operations = max(1, div_ceil(length, size)) if size else 1
-                for bucket, is_bytes in mine:
-                    bucket.pour(length if is_bytes else operations)
+                self._account(direction, length)
             return max(0.0, wait)
 
     def _of(self, direction: str) -> Iterator[tuple[Bucket, bool]]:
@@ -158,9 +165,13 @@ class ThrottleNode(FilterNode):
         super().writev(offset, vector)
 
     def zero(self, offset: int, length: int, flags: int = 0) -> None:
-        """Zeroing counts as a write of its length."""
+        """Zeroing counts as a write of its length, once: if it must be written, as writes."""
         self.group.admit(WRITES, length)
-        super().zero(offset, length, flags)
+        try:
+            super().zero(offset, length, flags)
+        except NotSupported:
+            self.group.take_back(WRITES, length)
+            raise
 
     def discard(self, offset: int, length: int) -> None:
         """Discarding counts as a write of its length."""

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from blocklayer.base.align import align_down
 from blocklayer.base.buffers import is_zero
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
+from blocklayer.base.record import Record
 from blocklayer.base.units import SECTOR, MiB
 from blocklayer.core.disk import Disk
 from blocklayer.core.opening import FilenameLike
@@ -18,8 +18,7 @@ from blocklayer.ops.open_image import open_disk
 PIECE = 2 * MiB
 
 
-@dataclass(frozen=True, slots=True)
-class CompareResult:
+class CompareResult(Record, frozen=True):
     """The answer.
 
     offset        of the first difference, rounded down to a sector; None if there is none

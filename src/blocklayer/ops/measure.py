@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from blocklayer.base.errors import InvalidArgument, NotSupported
+from blocklayer.base.record import Record
 from blocklayer.base.units import parse_size
 from blocklayer.core.opening import FilenameLike
 from blocklayer.ops.create import find_driver, refuse_unknown
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
+class Measurement(Record, frozen=True):
     """Bytes: what the data needs, and what a disk full of data would need."""
 
     required: int
