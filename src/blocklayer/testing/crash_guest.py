@@ -14,6 +14,7 @@ Requests that run at the same time must not share a sector.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 
 from blocklayer.base.buffers import Buffer
 from blocklayer.base.units import SECTOR
+from blocklayer.core.batch import DISCARD, FLUSH, WRITE, WRITE_ZEROES, Request
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.testing.crash import ZERO_SECTOR, CrashDisk
@@ -111,6 +113,26 @@ class Guest:
                 self._patch(request, offset, data)
             self.disk.write_many(requests)
 
+    def submit(self, requests: Sequence[Request]) -> None:
+        """As `Disk.submit`, of requests that do not overlap and of which none fails."""
+        with contextlib.ExitStack() as stack:
+            for part in requests:
+                if part.kind == FLUSH:
+                    continue
+                what = f"{part.kind} {part.length:#x} at {part.offset:#x}"
+                request = stack.enter_context(self._request(what, durable=part.fua))
+                if part.kind == WRITE:
+                    assert part.view is not None
+                    self._patch(request, part.offset, bytes(part.view))
+                elif part.kind == WRITE_ZEROES:
+                    self._patch(request, part.offset, bytes(part.length))
+                elif part.kind == DISCARD:
+                    self._discard(request, part.offset, part.length)
+            self.disk.submit(requests)
+            failed = [part.error for part in requests if part.error is not None]
+            if failed:
+                raise failed[0]
+
     def write_zeroes(
         self, offset: int, length: int, *, unmap: bool = False, allocate: bool = False
     ) -> None:
@@ -122,10 +144,13 @@ class Guest:
     def discard(self, offset: int, length: int) -> None:
         """As `Disk.discard`, whole sectors: they keep their bytes or become zero."""
         with self._request(f"discard {length:#x} at {offset:#x}") as request:
-            for sector in range(offset // SECTOR, (offset + length) // SECTOR):
-                values = tuple(dict.fromkeys((*self._newest(sector), ZERO_SECTOR)))
-                self._add(request, sector, values, replaces=False)
+            self._discard(request, offset, length)
             self.disk.discard(offset, length)
+
+    def _discard(self, request: _Request, offset: int, length: int) -> None:
+        for sector in range(offset // SECTOR, (offset + length) // SECTOR):
+            values = tuple(dict.fromkeys((*self._newest(sector), ZERO_SECTOR)))
+            self._add(request, sector, values, replaces=False)
 
     def flush(self) -> None:
         """As `Disk.flush`."""

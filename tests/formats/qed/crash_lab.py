@@ -31,6 +31,7 @@ class Lab:
         self.backings: dict[str, Snapshot] = {}
         self.image = Snapshot()
         self.ignored_flushes: set[int] = set()
+        self.detect_zeroes = "off"
         self.damaged = False
         """The image has corruptions that only an explicit check with repair resolves."""
 
@@ -88,7 +89,8 @@ class Lab:
         # What the guest may rely on is what the image holds before it is opened for writing.
         reader = self.open(SectorDisk(self.image, read_only=True), True)
         node = self.open(self.storage, False, self.node_class)
-        self.guest = Guest(Disk(node, discard="unmap"), self.storage, reader)
+        disk = Disk(node, discard="unmap", detect_zeroes=self.detect_zeroes)
+        self.guest = Guest(disk, self.storage, reader)
         return self.guest
 
     def recorder(self) -> CrashDisk:

@@ -13,6 +13,7 @@ import pytest
 from blocklayer.base.errors import IoError
 from blocklayer.base.units import SECTOR
 from blocklayer.core import io as core_io
+from blocklayer.core.batch import Request
 from blocklayer.core.checking import Repair
 from blocklayer.core.disk import Disk
 from blocklayer.core.opening import OpenFlags
@@ -367,6 +368,52 @@ def batch_in_more_new_tables_than_are_made_at_once(lab: Lab) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "NEW_SLICES_MAX", 2)
         guest.write_many([(place, stamp("batch", place, 512)) for place in places])
+    guest.close()
+
+
+def _mixed(lab: Lab) -> None:
+    """Writes, zeroes, a discard and a flush in one batch, whose ranges do not overlap."""
+    guest = lab.start()
+    guest.submit(
+        [
+            Request.write(512, stamp("mixed", 512, 1024)),
+            Request.write_zeroes(2 * lab.c - 512, lab.c + 1024),
+            Request.discard(5 * lab.c, lab.c),
+            Request.flush(),
+            Request.write(lab.span + 512, stamp("mixed", lab.span + 512, 512), fua=True),
+            Request.write(4 * lab.c, stamp("mixed", 4 * lab.c, lab.c)),
+        ]
+    )
+    guest.close()
+
+
+@scenario("batches")
+def mixed_batch(lab: Lab) -> None:
+    lab.create(lab.span + 7 * lab.c)
+    with lab.prepared() as disk:
+        disk.write(5 * lab.c, stamp("old", 5 * lab.c, 1024))
+        disk.write(2 * lab.c, stamp("old", 2 * lab.c, 512))
+    _mixed(lab)
+
+
+@scenario("batches")
+def mixed_batch_over_backing(lab: Lab) -> None:
+    lab.add_backing("base", 6 * lab.c)
+    lab.create(lab.span + 7 * lab.c, "base")
+    _mixed(lab)
+
+
+@scenario("batches")
+def detected_zeroes(lab: Lab) -> None:
+    """One write of data, whole clusters of zeroes, and data."""
+    lab.add_backing("base", 6 * lab.c)
+    lab.create(7 * lab.c, "base")
+    lab.detect_zeroes = "unmap"
+    with lab.prepared() as disk:
+        disk.write(2 * lab.c, stamp("old", 2 * lab.c, 512))
+    guest = lab.start()
+    head, tail = stamp("head", lab.c + 512, 512), stamp("tail", 4 * lab.c, 512)
+    guest.write(lab.c + 512, head + bytes(3 * lab.c - 1024) + tail)
     guest.close()
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from blocklayer.base.errors import BlocklayerError
 from blocklayer.base.units import SECTOR, KiB, MiB
+from blocklayer.core import io as core_io
 from blocklayer.core.batch import Request
 from blocklayer.core.checking import Repair
 from blocklayer.core.disk import Disk
@@ -120,6 +121,27 @@ class Actor:
             else:
                 self.failures.append(request.error)
                 self.model.maybe_write(request.offset, request.data)
+
+    def submit_mixed(self, requests: list[Request]) -> None:
+        """A batch of any kinds whose ranges do not overlap."""
+        assert self.disk is not None
+        self.disk.submit(requests)
+        for request in requests:
+            done = request.error is None
+            if request.error is not None:
+                self.failures.append(request.error)
+            if request.kind == "write":
+                (self.model.write if done else self.model.maybe_write)(request.offset, request.data)
+            elif request.kind == "write_zeroes" and done:
+                self.model.write_zeroes(request.offset, request.length)
+            elif request.kind in ("write_zeroes", "discard"):
+                self.model.maybe_zero(request.offset, request.length)
+            elif request.result is not None and done:
+                self.model.require(request.offset, request.result)
+
+    def copy_up(self, offset: int, length: int) -> None:
+        """What copy-on-read does: nothing that anybody sees."""
+        self.attempt(lambda: core_io.copy_up(self.node, offset, length))
 
     def zero(self, offset: int, length: int, **flags: bool) -> None:
         disk = self.disk
@@ -352,6 +374,29 @@ def batch(actor: Actor) -> None:
     actor.flush()
 
 
+def mixed_batch(actor: Actor) -> None:
+    actor.submit_mixed(
+        [
+            Request.write(CLUSTER - 10, noise(20, 31)),
+            Request.write_zeroes(4 * CLUSTER + 5, 3 * CLUSTER),
+            Request.discard(11 * CLUSTER, 2 * CLUSTER),
+            Request.read(20 * CLUSTER, 2 * CLUSTER),
+            Request.flush(),
+            Request.write(SPAN - 5, noise(CLUSTER, 32), fua=True),
+            Request.write_zeroes(2 * SPAN, CLUSTER, unmap=True),
+            Request.write(30 * CLUSTER, noise(CLUSTER, 33) + bytes(CLUSTER) + noise(9, 34)),
+        ]
+    )
+
+
+def copying(actor: Actor) -> None:
+    actor.copy_up(100, 2 * CLUSTER)
+    actor.write(CLUSTER + 17, noise(100, 35))
+    actor.flush()
+    actor.copy_up(9 * CLUSTER, 20 * CLUSTER)
+    actor.read(0, SIZE)
+
+
 def zeroes(actor: Actor) -> None:
     actor.zero(0, 2 * CLUSTER)
     actor.zero(11 * CLUSTER + 17, 3 * CLUSTER)
@@ -412,6 +457,10 @@ SCENARIOS: dict[str, tuple[Callable[[], World], Callable[[Actor], None]]] = {
     "used overlay": (used_overlay_world, overlay_partial),
     "batch": (used_world, batch),
     "batch on an overlay": (overlay_world, batch),
+    "mixed batch": (used_world, mixed_batch),
+    "mixed batch on an overlay": (used_overlay_world, mixed_batch),
+    "copy on read": (overlay_world, copying),
+    "copy on read of a used overlay": (used_overlay_world, copying),
     "zeroes": (used_world, zeroes),
     "zeroes on an overlay": (used_overlay_world, zeroes),
     "discard": (used_world, discards),
