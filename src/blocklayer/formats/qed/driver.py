@@ -41,15 +41,11 @@ from blocklayer.core.node import FormatNode, Inline, Mapped, Node, WritePlan
 from blocklayer.core.opening import Opener, OpenFlags
 from blocklayer.formats.qed import create as qed_create
 from blocklayer.formats.qed.header import (
-    encode_backing_name,
-    place_backing_name,
     read_backing_name,
     read_header,
-    with_backing,
     write_header,
 )
 from blocklayer.formats.qed.layout import (
-    BACKING_FILENAME_MAX,
     F_BACKING_FILE,
     F_NEED_CHECK,
     SLICE_BYTES,
@@ -87,8 +83,6 @@ class QedNode(FormatNode):
         self.backing_filename, self.backing_format = read_backing_name(file, self.header)
         self.file_end = self.geometry.cluster_start(file.size)
         """Where the next cluster is allocated; what lies behind it belongs to nobody."""
-        self._header_end = self.header.header_size * self.cluster_size
-        self._l1_end = self.header.l1_table_offset + self.geometry.table_bytes
         self._flags = flags
         self._lock = threading.Lock()
         self._trimmed = False
@@ -101,6 +95,16 @@ class QedNode(FormatNode):
         self._last_allocation = 0.0
         self._idle_timer: threading.Timer | None = None
         self.tables = Tables(self)
+
+    @property
+    def header_end(self) -> int:
+        """The file offset behind the header clusters."""
+        return self.header.header_size * self.cluster_size
+
+    @property
+    def l1_end(self) -> int:
+        """The file offset behind the L1 table."""
+        return self.header.l1_table_offset + self.geometry.table_bytes
 
     @property
     def has_backing(self) -> bool:
@@ -241,11 +245,11 @@ class QedNode(FormatNode):
         """Why no cluster can stand at `entry`; None if one can."""
         if self.geometry.in_cluster(entry):
             return "is not aligned to clusters"
-        if entry < self._header_end:
+        if entry < self.header_end:
             return "lies in the header"
         if entry >= self.file_end:
             return f"lies behind the end of the file ({self.file_end:#x})"
-        if self.header.l1_table_offset <= entry < self._l1_end:
+        if self.header.l1_table_offset <= entry < self.l1_end:
             return "lies in the L1 table"
         return None
 
@@ -273,7 +277,7 @@ class QedNode(FormatNode):
         cluster_mask = self.geometry.cluster_mask
         cluster_size = self.cluster_size
         # Entries below are looked at closely by the slow path.
-        first = max(self._header_end, self._l1_end)
+        first = max(self.header_end, self.l1_end)
 
         def lookup(offset: int, length: int) -> int:
             entries = get_slice(offset >> slice_shift)
@@ -371,6 +375,10 @@ class QedNode(FormatNode):
             self.file.truncate(end)
         self.file_end = end
         return host, fresh
+
+    def allocate_table(self) -> int:
+        """Space for a table that the caller, who holds the lock, is about to write whole."""
+        return self._allocate(self.geometry.table_bytes, extend=False)[0]
 
     def allocate_for_repair(self, length: int) -> int:
         """New space for a repair, which has the image to itself; zeroed or not."""
@@ -640,12 +648,12 @@ class QedNode(FormatNode):
             try:
                 self._update_header(image_size=size)
             except BlocklayerError:
-                self._put_back(before)
+                self.put_back(before)
                 raise
             self.size = size
             self.file.flush()
 
-    def _put_back(self, header: Header) -> None:
+    def put_back(self, header: Header) -> None:
         """A header write that failed may have happened: undo it, what comes relies on that."""
         try:
             write_header(self.file, header)
@@ -659,25 +667,12 @@ class QedNode(FormatNode):
                 "Operation not supported: the image has unknown compatible features"
                 f" ({self.header.compat_features:x}), whose data a new name could overwrite"
             )
-        length = len(encode_backing_name(name)) if name else 0
-        offset = place_backing_name(self.header, length)
-        if offset is None:
-            raise OutOfRange(
-                f"No space left in the file header: the name has {length} bytes and must fit"
-                f" {self.header.header_size} header clusters and {BACKING_FILENAME_MAX} bytes"
-            )
+        from blocklayer.formats.qed.backing import store_backing
+
         with self._lock:
             if self.needs_check and self._marked_by_us:
                 self._clear_need_check()
-            header, encoded = with_backing(self.header, name, format_name, offset)
-            if encoded:
-                self.file.writev(offset, [memoryview(encoded)])
-            # Not only the name: what was copied up, so that the old backing file is not needed any
-            # more, must be there before it goes.
-            self.file.flush()
-            write_header(self.file, header)
-            self.file.flush()
-            self.header = header
+            store_backing(self, name, format_name)
         self.backing_filename = name
         self.backing_format = "raw" if name and format_name == "raw" else None
 

@@ -164,15 +164,18 @@ def encode_backing_name(name: str) -> bytes:
     return encoded
 
 
-def place_backing_name(header: Header, length: int) -> int | None:
-    """Where in the header clusters a new name of `length` bytes can stand; None if nowhere.
+def fits_header(header: Header, length: int) -> bool:
+    """Whether a name of `length` bytes can stand in the header clusters, beside no other name."""
+    room = header.header_size * header.cluster_size - Header.SIZE
+    return length <= min(room, BACKING_FILENAME_MAX)
 
-    Beside the old name rather than over it, if there is room: then one write of one sector
-    switches from the old name to the new one, and a crash leaves either. Names stand at one end or
-    the other, so that what is free is in one piece.
+
+def place_backing_name(header: Header, length: int) -> int | None:
+    """Where in the header clusters a new name can stand beside the old one; None if nowhere.
+
+    One write of one sector then switches between them, and a crash leaves either. Names stand at
+    one end or the other, so that what is free is in one piece.
     """
-    if length > BACKING_FILENAME_MAX:
-        return None
     limit = header.header_size * header.cluster_size
     old_start = header.backing_filename_offset if header.features & F_BACKING_FILE else 0
     old_end = old_start + header.backing_filename_size if old_start else 0
@@ -180,4 +183,4 @@ def place_backing_name(header: Header, length: int) -> int | None:
         end = start + length
         if start >= Header.SIZE and end <= limit and (end <= old_start or start >= old_end):
             return start
-    return Header.SIZE if Header.SIZE + length <= limit else None
+    return None

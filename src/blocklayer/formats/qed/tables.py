@@ -74,7 +74,6 @@ class Tables:
         self._node = node
         self._file = node.file
         self._geometry = node.geometry
-        self._l1_offset = node.header.l1_table_offset
         self._lock = Lock()
         self._changes = 0
         self.l2_slices: dict[int, array[int]] = {}
@@ -87,8 +86,11 @@ class Tables:
         """Slice `number` of the L1 table."""
         found = self._l1_slices.get(number)
         if found is None:
-            found = self._load(self._l1_slices, number, self._l1_offset + number * SLICE_BYTES)
+            found = self._load(self._l1_slices, number, self._l1_place(number))
         return found
+
+    def _l1_place(self, number: int) -> int:
+        return self._node.header.l1_table_offset + number * SLICE_BYTES
 
     def l1_entry(self, index: int) -> int:
         """Offset of an L2 table, 0 for none; not validated."""
@@ -183,7 +185,7 @@ class Tables:
 
     def write_l1_entries(self, number: int, first: int, values: array[int]) -> None:
         """Change entries of slice `number` of the L1 table, from its entry `first` on."""
-        place = self._l1_offset + number * SLICE_BYTES
+        place = self._l1_place(number)
         self._write_entries(self._l1_slices, number, first, values, place, "l1_update")
 
     def _write_entries(
