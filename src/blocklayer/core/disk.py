@@ -25,6 +25,7 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any, Self
 
+    from blocklayer.base.extent import Row
     from blocklayer.core.batch import MergedRun, Request
     from blocklayer.core.bitmap import DirtyBitmap
     from blocklayer.core.hooks import BeforeWrite, WriteHooks
@@ -490,19 +491,26 @@ class Disk:
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
         """The extents of a range in order: what is data, zero or nowhere, in which layer, where."""
+        for batch in self.extent_rows(offset, length):
+            for row in batch:
+                yield Extent(*row)
+
+    def extent_rows(self, offset: int = 0, length: int | None = None) -> Iterator[list[Row]]:
+        """The same as lists of plain tuples, an extent's fields in their order: for millions."""
         if length is None:
             length = self.size - offset
         self.check_range("map", offset, length)
-        found = mapping.extents(self.node, offset, length)
+        batches = mapping.row_batches(self.node, offset, length)
+        found = mapping.merged_batches(batches, mapping.MERGED_MAX)
         while True:
             self._tracker.enter()
             try:
-                extent = next(found, None)
+                batch = next(found, None)
             finally:
                 self._tracker.leave()
-            if extent is None:
+            if batch is None:
                 return
-            yield extent
+            yield batch
 
     def as_file(self) -> DiskStream:
         """The disk as a seekable binary file object (`io.RawIOBase`) with its own position."""
@@ -527,6 +535,10 @@ class Disk:
                     disk._refresh_inline()
 
     # --- life -----------------------------------------------------------------------------------
+
+    def __reduce__(self) -> Any:
+        """A copy would be a second owner of one open image."""
+        raise TypeError(f"{self!r} cannot be copied or pickled: open the image again by its name")
 
     def close(self) -> None:
         """Wait for requests in flight, flush, release the image. Closing again does nothing."""

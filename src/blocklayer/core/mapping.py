@@ -16,6 +16,10 @@ from collections.abc import Iterator
 from blocklayer.base.extent import BACKING, DATA, ZERO, Extent
 from blocklayer.core.node import FormatNode, Node
 
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.base.extent import Row
+
 MERGED_MAX = 16384
 """Answers merged into one extent: a table that is used again and again can describe a disk of
 exbibytes, and whoever walks it must be able to stop."""
@@ -26,7 +30,11 @@ def resolve(node: Node, offset: int, length: int, *, holes: bool = True) -> Exte
 
     With `holes`, storage below a DATA answer is asked where it has holes, if the format wants it.
     """
-    depth = 0
+    return _resolve(node, offset, length, 0, holes=holes)
+
+
+def _resolve(node: Node, offset: int, length: int, depth: int, *, holes: bool) -> Extent:
+    """`resolve` for a node that is `depth` layers below the top."""
     while True:
         if offset >= node.size:
             # The layer above has nothing here either; its zeroes are its own, as QEMU counts.
@@ -44,7 +52,7 @@ def resolve(node: Node, offset: int, length: int, *, holes: bool = True) -> Exte
             assert child is not None
             if holes and node.recurse_status:
                 return _storage_extent(child, offset, length, depth, host)
-            return Extent(offset, length, True, False, True, depth, *_leaf_place(child, host))
+            return Extent(offset, length, True, False, True, depth, *_leaf(child, host))
         if kind == ZERO:
             return Extent(offset, length, False, True, True, depth)
         if kind != BACKING:
@@ -88,34 +96,91 @@ def _storage_extent(node: Node, offset: int, length: int, depth: int, host: int)
     return Extent(offset, length, kind != ZERO, kind == ZERO, True, depth, below, node.filename)
 
 
-def _leaf_place(node: Node, host: int) -> tuple[int, str]:
+def _leaf(node: Node, host: int) -> tuple[int, str]:
     """Where `host` of a child ends up: through filters, windows and nested formats."""
     while True:
+        if not node.children:
+            return host, node.filename
         kind, _, child, below = node.map(host, 1)
         if kind != DATA or child is None:
             return host, node.filename
         node, host = child, below
 
 
+def row_batches(
+    node: Node, offset: int, length: int, *, holes: bool = True, depth: int = 0
+) -> Iterator[list[Row]]:
+    """Walk a range in lists of rows, one answer of a driver each; nothing is merged.
+
+    What this layer does not have is looked for below before the walk goes on.
+    """
+    end = offset + length
+    while offset < end:
+        inside = min(end, node.size) - offset
+        if inside > 0 and isinstance(node, FormatNode) and not (holes and node.recurse_status):
+            rows: list[Row] = []
+            for kind, count, child, host in node.map_many(offset, inside):
+                if kind == DATA:
+                    assert child is not None
+                    place = (host, child.filename) if not child.children else _leaf(child, host)
+                    rows.append((offset, count, True, False, True, depth, *place))
+                elif kind == ZERO:
+                    rows.append((offset, count, False, True, True, depth, None, None))
+                elif kind != BACKING:
+                    rows.append((offset, count, True, False, True, depth, None, None))
+                elif node.backing is None:
+                    rows.append((offset, count, False, True, False, depth, None, None))
+                else:
+                    if rows:
+                        yield rows
+                        rows = []
+                    yield from row_batches(
+                        node.backing, offset, count, holes=holes, depth=depth + 1
+                    )
+                offset += count
+            if rows:
+                yield rows
+        else:
+            extent = _resolve(node, offset, end - offset, depth, holes=holes)
+            yield [extent.row()]
+            offset = extent.end
+
+
+def merged_batches(batches: Iterator[list[Row]], limit: int | None) -> Iterator[list[Row]]:
+    """The same rows, with those that one row can describe merged: at most `limit` (None: all).
+
+    Drivers do not cut what belongs together, so only the borders of batches are looked at.
+    """
+    last: Row | None = None
+    merged = 0
+    for batch in batches:
+        if last is not None:
+            if (limit is None or merged < limit) and _continues(last, batch[0]):
+                batch[0] = (last[0], last[1] + batch[0][1], *last[2:])
+                merged = merged + 1 if len(batch) == 1 else 0
+            else:
+                batch.insert(0, last)
+                merged = 0
+        last = batch.pop()
+        if batch:
+            yield batch
+    if last is not None:
+        yield [last]
+
+
+def _continues(last: Row, row: Row) -> bool:
+    if last[2:6] != row[2:6] or last[7] != row[7]:
+        return False
+    before, host = last[6], row[6]
+    return host is before if host is None or before is None else host == before + last[1]
+
+
 def extents(node: Node, offset: int, length: int, *, holes: bool = True) -> Iterator[Extent]:
     """Walk a range; neighbours that one extent can describe are merged, a great many at once."""
-    end = offset + length
-    current: Extent | None = None
-    merged = 0
-    while offset < end:
-        found = resolve(node, offset, end - offset, holes=holes)
-        offset = found.end
-        if current is None:
-            current = found
-        elif merged < MERGED_MAX and found.follows(current):
-            current = current.joined(found)
-            merged += 1
-        else:
-            yield current
-            current = found
-            merged = 0
-    if current is not None:
-        yield current
+    batches = row_batches(node, offset, length, holes=holes)
+    for batch in merged_batches(batches, MERGED_MAX):
+        for row in batch:
+            yield Extent(*row)
 
 
 def reads_as_zero(node: Node, offset: int, length: int) -> bool:

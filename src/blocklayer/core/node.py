@@ -249,6 +249,13 @@ class FormatNode(Node):
         self.children.pop("backing", None)
         self.attach(backing=backing)
 
+    def map_many(self, offset: int, length: int) -> list[Mapped]:
+        """The first runs of the range, as many as the driver can tell at once: at least one.
+
+        No two neighbours could be one run. What `map` would refuse is left to it.
+        """
+        return [self.map(offset, length)]
+
     @property
     def zero_when_new(self) -> bool:
         """Whether a disk that has just been created reads as zeroes."""

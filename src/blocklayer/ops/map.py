@@ -7,8 +7,13 @@ from collections.abc import Iterator
 
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.extent import Extent
+from blocklayer.core.mapping import merged_batches
 from blocklayer.core.opening import FilenameLike
 from blocklayer.ops.open_image import open_disk
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.base.extent import Row
 
 
 def map(
@@ -20,18 +25,24 @@ def map(
     force_share: bool = False,
 ) -> Iterator[Extent]:
     """Walk an image's extents: data, zeroes or nothing, in which layer of the chain, and where."""
+    for batch in map_rows(name, format, offset, length, force_share=force_share):
+        for row in batch:
+            yield Extent(*row)
+
+
+def map_rows(
+    name: FilenameLike,
+    format: str | None = None,
+    offset: int = 0,
+    length: int | None = None,
+    *,
+    force_share: bool = False,
+) -> Iterator[list[Row]]:
+    """The same in lists of plain tuples, an extent's fields in their order."""
     with open_disk(name, format=format, force_share=force_share) as disk:
         if offset < 0 or (length is not None and length < 0):
             raise InvalidArgument("The start and the length of a map cannot be negative")
         start = min(offset, disk.size)
         end = disk.size if length is None else min(disk.size, offset + length)
-        current = None
-        for extent in disk.extents(start, max(0, end - start)):
-            if current is not None and extent.follows(current):
-                current = current.joined(extent)
-                continue
-            if current is not None:
-                yield current
-            current = extent
-        if current is not None:
-            yield current
+        # Once more: a walk that may be interrupted gives endless extents in pieces.
+        yield from merged_batches(disk.extent_rows(start, max(0, end - start)), None)

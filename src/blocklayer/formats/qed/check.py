@@ -27,6 +27,7 @@ from blocklayer.base.units import MiB
 from blocklayer.core.checking import PROBLEMS_KEPT, CheckResult, Problem, Repair
 from blocklayer.core.io import data_runs, zero_range
 from blocklayer.core.node import UNMAP, Node
+from blocklayer.formats.qed import quick_check
 from blocklayer.formats.qed.driver import QedNode
 from blocklayer.formats.qed.header import read_bytes
 from blocklayer.formats.qed.layout import (
@@ -519,8 +520,20 @@ def copy_within(file: Node, source: int, target: int, length: int) -> None:
 def check(node: QedNode, repair: Repair, *, copy_shared: bool = True) -> CheckResult:
     """Check an image that nobody else uses; repair what `repair` says. Raises `IoError`."""
     node.tables.forget()
+    failure: IoError | None = None
+    try:
+        flawless = quick_check.look(node)
+        if flawless is not None:
+            if repair and not node.read_only:
+                _settle_need_check(node, flawless)
+            return flawless
+    except IoError as error:
+        failure = error
     checker = Checker(node, Repair())
     result = checker.scan()
+    if failure is not None and not result.check_errors:
+        # It does not happen again; whoever owns the storage should know of it all the same.
+        result.report(Problem("error", f"A table could not be read at first: {failure}"))
     if (repair.errors and result.corruptions) or (repair.leaks and checker.beyond):
         # Who claims what must be known before anything is mended: a table may lie over data.
         contested = frozenset(checker.contested)

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 NEED_CHECK_IDLE_SECONDS = 5.0
 """Time after the last allocating write until the image is marked clean again."""
 
+_NO_ENTRY = -1
+
 NEW_SLICES_MAX = 2048
 """Slices of new tables (4 KiB each) that wait in memory for the flush that they share."""
 
@@ -199,6 +201,50 @@ class QedNode(FormatNode):
             return ZERO, length, None, 0
         self._require_clusters(entry, count, offset)
         return DATA, length, self.file, entry + within
+
+    def map_many(self, offset: int, length: int) -> list[Mapped]:
+        """The runs of one slice of a table."""
+        geometry = self.geometry
+        number = geometry.slice_number(offset)
+        entries = self.tables.l2_slices.get(number) or self.tables.l2_slice(number)
+        within = geometry.in_cluster(offset)
+        index = geometry.slice_index(offset)
+        stop = min(SLICE_ENTRIES, index + geometry.clusters(within + length))
+        if entries is None or stop - index < 2:
+            return [self.map(offset, length)]
+        runs = self._runs(entries[index:stop])
+        if len(runs) < 2:  # none that is valid, or one that may go on behind the slice
+            return [self.map(offset, length)]
+        if within:
+            kind, count, child, host = runs[0]
+            runs[0] = (kind, count - within, child, host + within if child else 0)
+        over = (stop - index) * self.cluster_size - within - length
+        if over > 0 and sum(run[1] for run in runs) > length:
+            kind, count, child, host = runs[-1]
+            runs[-1] = (kind, count - over, child, host)
+        return runs
+
+    def _runs(self, entries: array[int]) -> list[Mapped]:
+        """Runs of table entries up to the first that cannot be."""
+        cluster, mask, file = self.cluster_size, self.geometry.cluster_mask, self.file
+        first, end = max(self.header_end, self.l1_end), self.file_end
+        runs: list[Mapped] = []
+        start, expected, length = entries[0], entries[0], 0
+        for entry in (*entries, _NO_ENTRY):
+            if entry == expected:
+                length += cluster
+                if entry > ZERO_CLUSTER:
+                    expected += cluster
+                continue
+            if start > ZERO_CLUSTER:
+                if not first <= start <= end - length or start & mask:
+                    break
+                runs.append((DATA, length, file, start))
+            else:
+                runs.append((ZERO if start else BACKING, length, None, 0))
+            start, length = entry, cluster
+            expected = entry + cluster if entry > ZERO_CLUSTER else entry
+        return runs
 
     def _unallocated_run(self, offset: int, run: int, wanted: int) -> int:
         """A run of unallocated clusters, longer by what a hole in the file says of its table."""
