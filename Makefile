@@ -7,6 +7,9 @@ SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 IMAGE ?=
+# Where install-docs installs; DESTDIR goes before it, for those who make packages.
+PREFIX ?= /usr/local
+DESTDIR ?=
 # More arguments for the program that a target runs: make test ARGS='-k qed'
 ARGS ?=
 
@@ -18,7 +21,7 @@ SETUP := pyproject.toml tools/make_venv.sh
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(RUN): $(SETUP)
 	PYTHON='$(PYTHON)' tools/make_venv.sh '$(VENV)'
@@ -68,6 +71,16 @@ coverage: peers $(DEV) ## which lines the tests do not reach
 .PHONY: bench
 bench: peers $(RUN) ## measure, side by side with the peers
 	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: docs
+docs: $(RUN) ## manual pages, completion scripts, and the page docs/commands.md
+	$(BIN)/python -m blocklayer.cli.docs build/docs
+	cp build/docs/share/doc/blocklayer/commands.md docs/commands.md
+
+.PHONY: install-docs
+install-docs: docs ## install what 'make docs' makes below PREFIX, for shells and man to find
+	mkdir -p '$(DESTDIR)$(PREFIX)'
+	cp -R build/docs/share '$(DESTDIR)$(PREFIX)'
 
 .PHONY: clean
 clean: ## remove what the other targets made, the virtual environment too

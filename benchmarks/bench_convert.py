@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blk convert` beside `qemu-img convert`, from raw to QED and back.
+"""`blk convert` beside `qemu-img convert`: from raw to QED and back, raw to raw, a chain to raw.
 
 Both have the same options with the same defaults (the target is not flushed). qemu-img runs with
 its defaults and with the options that make it faster; the best of them is the peer. `cp` shows
@@ -53,9 +53,16 @@ def guest_sha256(path: Path, format_name: str) -> str:
 
 
 def one_way(
-    context: Context, name: str, raw: Path, *, source_format: str, target_format: str
+    context: Context,
+    name: str,
+    raw: Path,
+    *,
+    source_format: str,
+    target_format: str,
+    source: Path | None = None,
 ) -> Iterable[Comparison]:
-    source = raw if source_format == "raw" else context.images.qed(raw)
+    if source is None:
+        source = raw if source_format == "raw" else context.images.qed(raw)
     target = context.directory / f"target.{target_format}"
     digest = images.sha256(raw)
 
@@ -123,3 +130,44 @@ def mixed_qed_raw(context: Context) -> Iterable[Comparison]:
     raw = context.images.mixed(context.pick(2048 * MiB, quick=256 * MiB))
     name = "convert/mixed-qed-raw"
     yield from one_way(context, name, raw, source_format="qed", target_format="raw")
+
+
+@bench("convert/random-raw-raw")
+def random_raw_raw(context: Context) -> Iterable[Comparison]:
+    raw = context.images.random(context.pick(1024 * MiB, quick=128 * MiB))
+    name = "convert/random-raw-raw"
+    yield from one_way(context, name, raw, source_format="raw", target_format="raw")
+
+
+@bench("convert/mixed-raw-raw")
+def mixed_raw_raw(context: Context) -> Iterable[Comparison]:
+    raw = context.images.mixed(context.pick(2048 * MiB, quick=256 * MiB))
+    name = "convert/mixed-raw-raw"
+    yield from one_way(context, name, raw, source_format="raw", target_format="raw")
+
+
+@bench("convert/chain-raw")
+def chain_raw(context: Context) -> Iterable[Comparison]:
+    """Three layers: a raw file, and two overlays with a part of the clusters each."""
+    below = context.images.mixed(context.pick(2048 * MiB, quick=256 * MiB))
+    size = below.stat().st_size
+    layers = [context.directory / "middle.qed", context.directory / "top.qed"]
+    backing, backing_format = below, "raw"
+    for number, layer in enumerate(layers, 1):
+        options = ["-b", str(backing), "-F", backing_format]
+        run(["qemu-img", "create", "-q", "-f", "qed", *options, str(layer), str(size)])
+        writes = [
+            word
+            for start in range(number * MiB, size, 5 * MiB)
+            for word in ("-c", f"write -q -P {number} {start} 300k")
+        ]
+        run(["qemu-io", "-f", "qed", "-t", "writeback", *writes, str(layer)])
+        backing, backing_format = layer, "qed"
+    flat = context.directory / "flat.raw"
+    run(["qemu-img", "convert", "-f", "qed", "-O", "raw", str(layers[-1]), str(flat)])
+    name = "convert/chain-raw"
+    yield from one_way(
+        context, name, flat, source_format="qed", target_format="raw", source=layers[-1]
+    )
+    for path in (*layers, flat):
+        path.unlink()

@@ -11,6 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import struct
+import sys
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -79,6 +82,34 @@ def make_qed(path: Path, source: Path) -> None:
     run(["qemu-img", "convert", "-f", "raw", "-O", "qed", str(source), str(path)])
 
 
+def write_fragmented(path: Path, size: int, seed: int) -> None:
+    """A QED image with every other cluster allocated, out of order; the clusters are holes.
+
+    Written by hand: no tool makes such an image in reasonable time.
+    """
+    cluster, table_clusters = 64 * KiB, 4
+    table = cluster * table_clusters
+    entries = table // 8
+    tables = -(-size // (entries * cluster))
+    first_table = cluster + table
+    data = first_table + tables * table
+    order = list(range(0, size // cluster, 2))
+    random.Random(seed).shuffle(order)
+    l2 = array("Q", bytes(tables * table))
+    for number, index in enumerate(order):
+        l2[index] = data + number * cluster
+    l1 = array("Q", range(first_table, data, table))
+    fields = (0x00444551, cluster, table_clusters, 1, 0, 0, 0, cluster, size, 0, 0)
+    with path.open("wb") as file:
+        file.write(struct.pack("<4I5Q2I", *fields))
+        for offset, entries_of in ((cluster, l1), (first_table, l2)):
+            if sys.byteorder == "big":
+                entries_of.byteswap()
+            file.seek(offset)
+            file.write(entries_of.tobytes())
+        file.truncate(data + len(order) * cluster)
+
+
 @dataclass(frozen=True, slots=True)
 class Images:
     """The images of one scratch directory."""
@@ -104,6 +135,11 @@ class Images:
         name = f"mixed-{size // MiB}m-{seed}.raw"
         return self._made(name, lambda path: write_mixed(path, size, seed))
 
+    def fragmented(self, size: int, *, seed: int = 1) -> Path:
+        """A QED image of scattered clusters."""
+        name = f"fragmented-{size // MiB}m-{seed}.qed"
+        return self._made(name, lambda path: write_fragmented(path, size, seed))
+
     def qed(self, source: Path) -> Path:
         """The same guest bytes as a QED image."""
         return self._made(f"{source.stem}.qed", lambda path: make_qed(path, source))
@@ -121,6 +157,20 @@ def warm(path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
+
+
+def warm_data(path: Path) -> None:
+    """The same for a sparse file: only what is not a hole."""
+    with path.open("rb", buffering=0) as file:
+        position = 0
+        while True:
+            try:
+                position = os.lseek(file.fileno(), position, os.SEEK_DATA)
+            except OSError:
+                return  # no more data
+            end = os.lseek(file.fileno(), position, os.SEEK_HOLE)
+            while position < end:
+                position += len(os.pread(file.fileno(), min(MiB, end - position), position))
 
 
 def write_out(path: Path) -> None:

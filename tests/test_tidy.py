@@ -66,7 +66,9 @@ def family(parts: list[str]) -> str:
 
 def other_packages_are_declared_and_deferred(source: Source) -> Iterator[Finding]:
     """The standard library suffices, but for what the project names and a function asks for."""
-    names = (re.match(r"[\w-]+", requirement) for requirement in PROJECT["dependencies"])
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["fast"], *extras["plot"]]
+    names = (re.match(r"[\w-]+", requirement) for requirement in wanted)
     declared = {name.group().replace("-", "_") for name in names if name}
     for imported in source.imports():
         package = imported.parts[0]

@@ -33,21 +33,26 @@ if TYPE_CHECKING:
         OpenError,
         OutOfRange,
         ReadOnly,
+        Refused,
         TruncatedImage,
     )
     from blocklayer.base.extent import Extent
     from blocklayer.base.progress import CancelToken, Progress
     from blocklayer.core.checking import CheckResult, Problem
     from blocklayer.core.disk import Disk
+    from blocklayer.core.trust import Trust
     from blocklayer.ops.check import check
     from blocklayer.ops.commit import commit
     from blocklayer.ops.compare import CompareResult, compare
     from blocklayer.ops.convert import convert
     from blocklayer.ops.create import create
+    from blocklayer.ops.dd import dd
+    from blocklayer.ops.digest import DigestResult, digest
     from blocklayer.ops.info import ImageInfo, info
     from blocklayer.ops.map import map
     from blocklayer.ops.measure import Measurement, measure
     from blocklayer.ops.open_image import open_disk as open
+    from blocklayer.ops.plot import plot
     from blocklayer.ops.probe import probe
     from blocklayer.ops.rebase import rebase
     from blocklayer.ops.resize import resize
@@ -67,6 +72,7 @@ _ORIGINS = {
     "OpenError": "blocklayer.base.errors",
     "OutOfRange": "blocklayer.base.errors",
     "ReadOnly": "blocklayer.base.errors",
+    "Refused": "blocklayer.base.errors",
     "TruncatedImage": "blocklayer.base.errors",
     "Extent": "blocklayer.base.extent",
     "CancelToken": "blocklayer.base.progress",
@@ -74,18 +80,23 @@ _ORIGINS = {
     "CheckResult": "blocklayer.core.checking",
     "Problem": "blocklayer.core.checking",
     "Disk": "blocklayer.core.disk",
+    "Trust": "blocklayer.core.trust",
     "check": "blocklayer.ops.check",
     "commit": "blocklayer.ops.commit",
     "CompareResult": "blocklayer.ops.compare",
     "compare": "blocklayer.ops.compare",
     "convert": "blocklayer.ops.convert",
     "create": "blocklayer.ops.create",
+    "dd": "blocklayer.ops.dd",
+    "DigestResult": "blocklayer.ops.digest",
+    "digest": "blocklayer.ops.digest",
     "ImageInfo": "blocklayer.ops.info",
     "info": "blocklayer.ops.info",
     "map": "blocklayer.ops.map",
     "Measurement": "blocklayer.ops.measure",
     "measure": "blocklayer.ops.measure",
     "open": "blocklayer.ops.open_image:open_disk",
+    "plot": "blocklayer.ops.plot",
     "probe": "blocklayer.ops.probe",
     "rebase": "blocklayer.ops.rebase",
     "resize": "blocklayer.ops.resize",
@@ -101,6 +112,7 @@ __all__ = [
     "CompareResult",
     "CorruptImage",
     "CreateError",
+    "DigestResult",
     "Disk",
     "Extent",
     "FormatError",
@@ -115,17 +127,22 @@ __all__ = [
     "Problem",
     "Progress",
     "ReadOnly",
+    "Refused",
     "TruncatedImage",
+    "Trust",
     "__version__",
     "check",
     "commit",
     "compare",
     "convert",
     "create",
+    "dd",
+    "digest",
     "info",
     "map",
     "measure",
     "open",
+    "plot",
     "probe",
     "rebase",
     "resize",

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from blocklayer.base.buffers import Buffer
+from blocklayer.base.errors import Closed
 from blocklayer.base.extent import Extent
 from blocklayer.core.disk import Disk
 from blocklayer.core.opening import FilenameLike
@@ -37,10 +38,13 @@ class AsyncDisk:
         self._options = options
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="blocklayer-aio")
         self._disk: Disk | None = None
+        self._closed = False
 
     @property
     def disk(self) -> Disk:
         """The synchronous disk below."""
+        if self._closed:
+            raise Closed(f"The disk '{self._name}' is closed")
         if self._disk is None:
             raise RuntimeError("the disk is not open: use 'async with'")
         return self._disk
@@ -82,11 +86,13 @@ class AsyncDisk:
 
     async def extents(self, offset: int = 0, length: int | None = None) -> list[Extent]:
         """As `Disk.extents`, all at once."""
-        return await self._run(lambda: list(self.disk.extents(offset, length)))
+        disk = self.disk
+        return await self._run(lambda: list(disk.extents(offset, length)))
 
     async def close(self) -> None:
         """As `Disk.close`."""
         disk, self._disk = self._disk, None
+        self._closed = True
         try:
             if disk is not None:
                 await self._run(disk.close)
@@ -94,9 +100,11 @@ class AsyncDisk:
             self._pool.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
+        opening = self._pool.submit(open_disk, self._name, **self._options)
         try:
-            self._disk = await self._run(open_disk, self._name, **self._options)
+            self._disk = await asyncio.wrap_future(opening)
         except BaseException:
+            opening.add_done_callback(_close_unwanted)
             self._pool.shutdown(wait=False)
             raise
         return self
@@ -108,6 +116,12 @@ class AsyncDisk:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _close_unwanted(opening: Future[Disk]) -> None:
+    """Whoever wanted the disk was cancelled while it was being opened."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def open(name: FilenameLike, **options: Any) -> AsyncDisk:

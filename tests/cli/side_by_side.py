@@ -75,6 +75,7 @@ def outcome(code: int, stdout: str, stderr: str) -> Outcome:
 
 
 def _normal(text: str) -> str:
+    text = re.sub(r"^Run completed in .*$", "Run completed", text, flags=re.MULTILINE)
     text = re.sub(r"    \(\d+\.\d\d/100%\)\r", "", text)
     text = re.sub(r"\b(qemu-img|qemu-io|blk)(:|>)", r"TOOL\2", text)
     text = re.sub(r"; \d[\d:.]*( sec)? \(.* ops/sec\)", "; TIME", text)

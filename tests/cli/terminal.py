@@ -12,24 +12,43 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 TIMEOUT = 30
 
 
 class Terminal:
-    """Runs `blk` with a terminal; which of its streams are the terminal can be chosen."""
+    """Runs `blk` with a terminal; which of its streams are the terminal can be chosen.
 
-    def __init__(self, words: Sequence[str], *, stdin: bool = True, stdout: bool = True) -> None:
+    With `keys`, Ctrl-C and the like are signals, as on the terminal somebody has logged in on.
+    Nothing is remembered between sessions unless the environment names a place for it.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        *,
+        stdin: bool = True,
+        stdout: bool = True,
+        keys: bool = False,
+        environment: Mapping[str, str] | None = None,
+        columns: int = 80,
+    ) -> None:
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "blocklayer", *words],
+            [*(["setsid", "--ctty"] if keys else []), sys.executable, "-m", "blocklayer", *words],
             stdin=slave if stdin else subprocess.DEVNULL,
             stdout=slave if stdout else subprocess.PIPE,
             stderr=slave,
-            start_new_session=True,
-            env={**os.environ, "TERM": "dumb"},
+            start_new_session=not keys,
+            env={
+                **os.environ,
+                "TERM": "dumb",
+                "XDG_STATE_HOME": os.devnull,
+                "INPUTRC": os.devnull,
+                **(environment or {}),
+            },
         )
         os.close(slave)
         self.shown = ""
@@ -42,6 +61,10 @@ class Terminal:
     def wait_for_prompt(self) -> None:
         """Read until there is a prompt, and whoever shows it is ready to read."""
         self.wait_for("blk> ")
+        time.sleep(0.3)
+
+    def wait_a_moment(self) -> None:
+        """Let a command get under way that shows nothing of it."""
         time.sleep(0.3)
 
     def wait_for(self, text: str) -> None:

@@ -19,6 +19,9 @@ OTHERWISE = {
     "measure": "its own getopt prints other words, and the whole help, and exits with 0",
     "io": "qemu-io prints other words, and the whole help",
     "resize": "its last argument is none of its options",
+    "completion": "qemu-img has none",
+    "help": "qemu-img has none",
+    "digest": "qemu-img has none",
 }
 
 

@@ -70,6 +70,22 @@ def test_a_bar_on_a_terminal(source: Path, options: tuple[str, ...]) -> None:
     assert terminal.shown.endswith("\r\n") == ("-p" in options), "asked for, the bar stays"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [0, 1, 5, 25, 69, 132])
+def test_the_bar_fits_the_terminal(source: Path, columns: int) -> None:
+    terminal = Terminal(convert(source, "-r", "6M"), columns=columns)
+    assert terminal.finish() == 0
+    shown = re.sub("\x1b\\[[0-9;]*[A-Za-z]", "", terminal.shown)
+    states = [state for state in re.split("[\r\n]", shown) if state.strip()]
+    if columns == 1:
+        assert not states
+        return
+    assert max(map(len, states)) <= (columns or 80)
+    assert "%" in states[-1]
+    if columns not in range(1, 25):
+        assert re.search(r"\d+%.*\d+:\d\d.*[\d.]+MB/s", states[-1]), "rate and time left"
+
+
 @pytest.mark.parametrize("options", [(), ("-p",)])
 def test_no_bar_for_what_is_quick(source: Path, options: tuple[str, ...]) -> None:
     terminal = Terminal(convert(source, *options))

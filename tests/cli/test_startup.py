@@ -50,7 +50,7 @@ def test_nothing_expensive_is_imported(words: list[str], image: str, tmp_path: P
         arguments = [str(tmp_path / "new.qed"), "1M"]
     modules = imported_by(*words, *arguments)
     assert not modules & EXPENSIVE
-    others = {"blocklayer.cli.convert", "blocklayer.ops.convert", "blocklayer.cli.progress"}
+    others = {"blocklayer.cli.convert", "blocklayer.ops.convert"}
     assert not modules & others
 
 
@@ -60,3 +60,10 @@ def test_only_the_command_that_runs_is_imported(image: str) -> None:
     assert commands == {
         f"blocklayer.cli.{name}" for name in ("failures", "info", "main", "output", "parsing")
     }
+
+
+def test_what_only_a_prompt_needs_is_not_imported(image: str) -> None:
+    modules = imported_by("io", "-c", "length", image)
+    assert "readline" not in modules
+    prompt = {f"blocklayer.cli.io_{name}" for name in ("completion", "help", "terminal")}
+    assert not modules & (EXPENSIVE | prompt | {"blocklayer.cli.usage"})

@@ -132,7 +132,7 @@ def test_cache_modes() -> None:
         ({"driver": "qed", "filename": "IMAGE", "read-only": 5}, "'read-only'"),
         ({"driver": "qed", "filename": "IMAGE", "backing": 5}, "for 'backing'"),
         ({"driver": "qed", "filename": "missing"}, "No such file"),
-        ({}, 'must be specified for "file"'),
+        ({}, "Must specify either driver or file"),
     ],
 )
 def test_trees_that_cannot_be_opened(qed: Path, options: dict[str, Any], words: str) -> None:

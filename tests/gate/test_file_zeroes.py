@@ -11,8 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,62 +22,17 @@ from blocklayer.core.disk import Disk
 from blocklayer.core.node import EMULATE, NATIVE
 from blocklayer.protocols import file_zero
 from blocklayer.protocols.file import FileNode
-from tests.support import needs, needs_root
+from tests.support.filesystems import mounted, on
+
+__all__ = ["mounted"]
 
 SIZE = 4 * MiB
 DATA_START, DATA_END = MiB, 2 * MiB
 """What is written; the rest of the file is a hole."""
-SHARED_MEMORY = Path("/dev/shm")
 REAL = ("ext4", "xfs", "btrfs", "ext2", "shared memory")
 """Three that can do everything; one that only punches holes; tmpfs, which can also allocate."""
-MAKE = {
-    "ext4": ["mkfs.ext4", "-q", "-F"],
-    "xfs": ["mkfs.xfs", "-q"],
-    "btrfs": ["mkfs.btrfs", "-q"],
-    "ext2": ["mkfs.ext4", "-q", "-F", "-t", "ext2"],
-}
-IMAGE_SIZE = 384 * MiB
-
 NOTHING = frozenset[str]()
 ABILITIES = frozenset({"zero_range", "punch_hole", "allocate"})
-
-
-@pytest.fixture(scope="module")
-def mounted(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Path]:
-    """A directory on a fresh file system of the kind that is asked for."""
-    kind: str = request.param
-    if kind == "shared memory":
-        if not SHARED_MEMORY.is_dir():
-            pytest.skip("there is no tmpfs here")
-        path = SHARED_MEMORY / f"blocklayer-test-{os.getpid()}"
-        path.mkdir()
-        yield path
-        path.rmdir()
-        return
-    directory = tmp_path_factory.mktemp(kind)
-    image, path = directory / "image", directory / "mounted"
-    with image.open("wb") as file:
-        file.truncate(IMAGE_SIZE)
-    subprocess.run([*MAKE[kind], str(image)], check=True, capture_output=True)
-    path.mkdir()
-    answer = subprocess.run(
-        ["mount", "-t", kind, "-o", "loop", str(image), str(path)],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if answer.returncode:
-        pytest.skip(f"cannot mount {kind} here: {answer.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
-    image.unlink()
-
-
-def on(kind: str) -> object:
-    marks = [] if kind == "shared memory" else [needs_root(), needs(MAKE[kind][0])]
-    return pytest.param(kind, marks=marks)
 
 
 everywhere = pytest.mark.parametrize("mounted", [on(kind) for kind in REAL], indirect=True)

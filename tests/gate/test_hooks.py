@@ -379,6 +379,7 @@ def test_drains_of_the_inline_path(tmp_path: Path) -> None:
             for _ in range(40):
                 with disk.drain():
                     assert not disk.node.tracker.inflight
+                    assert not disk.node.tracker.requests
                     before = (tmp_path / "disk.qed").read_bytes()
                     time.sleep(0.002)
                     assert (tmp_path / "disk.qed").read_bytes() == before

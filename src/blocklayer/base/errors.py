@@ -102,6 +102,14 @@ class OpenError(_OnFile, eq=False):
         return self.code
 
 
+class Refused(OpenError, eq=False):
+    """An image that is not trusted asks for what it may not have; nothing of it was opened."""
+
+    code: int = _errno.EACCES
+
+    template = "Refused to open '{filename}': {message}"
+
+
 class CreateError(_OnFile, eq=False):
     """An image could not be created; nothing was left behind."""
 

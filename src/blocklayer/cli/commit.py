@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from blocklayer.cli.output import print_result
 from blocklayer.cli.parsing import (
     FORMAT,
     IMAGE_OPTS,
+    OUTPUT,
     PROGRESS,
     QUIET,
     Arguments,
@@ -27,9 +29,19 @@ COMMAND = Command(
         Option("-d", "", "leave the overlay as it is"),
         Option("-r", "RATE", "at most so many bytes a second"),
         Option("-t", "CACHE", "cache mode (default writeback)"),
+        OUTPUT,
         PROGRESS,
         QUIET,
         IMAGE_OPTS,
+    ),
+    details=(
+        "Afterwards the backing file shows what the overlay showed. The overlay is emptied, unless"
+        " -d or -b is given. With -b, everything above that image is written into it; overlays"
+        " between the two are wrong afterwards and should not be used any more."
+    ),
+    examples=(
+        ("commit overlay.qed", "Write the overlay's data into its backing file."),
+        ("commit -b base.qed top.qed", "Write the whole chain down into its base."),
     ),
 )
 
@@ -38,12 +50,12 @@ def run(arguments: Arguments) -> int:
     """The command."""
     from blocklayer.ops.commit import commit
 
+    rate_limit = size_argument(arguments.last("r", "0"), "rate limit")
     name, format_name = one_image(arguments)
     cache = cache_name(arguments, "t", "writeback")
     base = arguments.optional("base")
-    rate_limit = size_argument(arguments.last("r", "0"), "rate limit")
     with Running(arguments) as running:
-        commit(
+        target = commit(
             name,
             format=format_name,
             base=base,
@@ -53,6 +65,6 @@ def run(arguments: Arguments) -> int:
             progress=running.report,
             cancel=running.cancel,
         )
-    if "quiet" not in arguments:
-        print("Image committed.")
+    members = {"filename": arguments.names[0], "base": target}
+    print_result(arguments, members, "Image committed.")
     return 0

@@ -5,27 +5,37 @@ from __future__ import annotations
 
 from blocklayer.base.errors import CreateError
 from blocklayer.cli.failures import Failure
-from blocklayer.cli.output import complain
+from blocklayer.cli.output import print_result, warn
 from blocklayer.cli.parsing import (
+    ALLOW,
     FORCE_SHARE,
     FORMAT,
     IMAGE_OPTS,
+    OUTPUT,
     PROGRESS,
     QUIET,
+    UNTRUSTED,
     Arguments,
     Command,
     Option,
     cache_name,
+    check_sizes,
+    check_target,
     create_options,
     image_name,
+    integer_argument,
     option_tree,
+    refuse_snapshot,
     size_argument,
+    trust_argument,
 )
 from blocklayer.cli.progress import Running
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any
+
+    from blocklayer.ops.convert import ConvertResult
 
 COMMAND = Command(
     "convert",
@@ -48,14 +58,30 @@ COMMAND = Command(
         Option("-W", "", "allow writing out of order (accepted; the engine chooses)"),
         Option("-r", "RATE", "at most so many bytes a second"),
         Option("--salvage", "", "take what cannot be read as zeroes"),
+        Option("--verify", "", "read back what was written and compare it with the source"),
+        Option("--resume", "", "keep what is copied if interrupted, and go on with it if there"),
         Option("--bitmaps", "", "copy persistent bitmaps, too"),
         Option("--skip-broken-bitmaps", "", "with --bitmaps: leave inconsistent ones out"),
         Option("-t", "CACHE", "cache mode of the target (default unsafe)"),
         Option("-T", "CACHE", "cache mode of the source (default writeback)"),
+        OUTPUT,
         PROGRESS,
         QUIET,
         IMAGE_OPTS,
         FORCE_SHARE,
+        UNTRUSTED,
+        ALLOW,
+    ),
+    details=(
+        "What reads as zeroes takes no space in the target. With -B, the target is an overlay that"
+        " stores only what differs from its backing file. A target that was made is removed again"
+        " if the copy fails."
+    ),
+    examples=(
+        ("convert -p -f raw -O qed server.raw server.qed", "A raw disk as QED, with progress."),
+        ("convert -O qed -o cluster_size=256k a.raw a.qed", "With options of the format."),
+        ("convert -O qed -B base.qed -F qed full.qed top.qed", "Only what differs from base.qed."),
+        ("convert -n -O raw disk.qed /dev/vg/disk", "Into a device that exists."),
     ),
 )
 
@@ -72,7 +98,8 @@ def run(arguments: Arguments) -> int:
     if options is None:
         from blocklayer.cli.create import options_help
 
-        print(options_help(arguments.last("O", "raw"), with_target=bool(arguments.names)))
+        names = arguments.names
+        print(options_help(arguments.last("O", "raw"), names[-1] if len(names) > 1 else None))
         return 0
     sparse_size = _sparse_size(arguments)
     _check_workers(arguments)
@@ -80,12 +107,15 @@ def run(arguments: Arguments) -> int:
     _check_combinations(arguments)
     if len(arguments.names) < 2:
         raise Failure("Must specify image file name")
-    _refuse_what_no_format_can(arguments)
     *sources, target = arguments.names
+    _refuse_what_no_format_can(arguments, sources)
     cache = cache_name(arguments, "t", "unsafe")
     source_cache = cache_name(arguments, "T", "writeback", what="source ")
     by_options = "target-image-opts" in arguments
+    if not by_options:
+        check_target(target)
     target_format = None if by_options else arguments.last("O", "raw")
+    check_sizes(target_format or "", options)
     _add_backing(arguments, options)
     if options.get("backing_file") and len(sources) > 1:
         raise Failure(
@@ -108,6 +138,9 @@ def run(arguments: Arguments) -> int:
                 force_share="force-share" in arguments,
                 rate_limit=rate_limit,
                 salvage="salvage" in arguments,
+                verify="verify" in arguments,
+                resume="resume" in arguments,
+                trust=trust_argument(arguments),
                 progress=running.report,
                 cancel=running.cancel,
             )
@@ -116,8 +149,21 @@ def run(arguments: Arguments) -> int:
                 f"{error.filename}: error while converting {target_format}: {error.message}"
             ) from None
     for offset, length in result.salvaged:
-        complain(f"warning: could not read {length} bytes at offset {offset}: taken as zeroes")
+        warn(f"could not read {length} bytes at offset {offset}: taken as zeroes")
+    print_result(arguments, _members(result, target))
     return 0
+
+
+def _members(result: ConvertResult, target: str) -> dict[str, Any]:
+    """What --output=json tells; sizes are bytes."""
+    return {
+        "filename": target,
+        "virtual-size": result.size,
+        "data": result.data,
+        "zero": result.zero,
+        "resumed": result.resumed,
+        "salvaged": [{"offset": at, "length": length} for at, length in result.salvaged],
+    }
 
 
 def _sparse_size(arguments: Arguments) -> int:
@@ -134,8 +180,11 @@ def _sparse_size(arguments: Arguments) -> int:
 
 
 def _check_workers(arguments: Arguments) -> None:
-    text = arguments.last("m", "8")
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= WORKERS_MAX:
+    try:
+        count = integer_argument(arguments.last("m", "8"), "number of coroutines")
+    except Failure:
+        count = 0
+    if not 1 <= count <= WORKERS_MAX:
         raise Failure(
             "Invalid number of coroutines. Allowed number of coroutines is between 1 and"
             f" {WORKERS_MAX}"
@@ -162,10 +211,11 @@ def _check_combinations(arguments: Arguments) -> None:
             raise Failure(message)
 
 
-def _refuse_what_no_format_can(arguments: Arguments) -> None:
+def _refuse_what_no_format_can(arguments: Arguments, sources: list[str]) -> None:
+    if "l" in arguments:
+        refuse_snapshot(arguments, sources)
     for key, message in (
         ("c", "Compression not supported for this file format"),
-        ("l", "Failed to load snapshot: this format has no internal snapshots"),
         ("bitmaps", "Source lacks bitmap support"),
     ):
         if key in arguments:
@@ -177,5 +227,7 @@ def _add_backing(arguments: Arguments, options: dict[str, Any]) -> None:
     for key, option in (("backing", "backing_file"), ("backing-format", "backing_fmt")):
         if key in arguments:
             options[option] = arguments.last(key)
-    if options.get("backing_file") and not options.get("backing_fmt"):
+    if "backing" in arguments and "target-is-zero" in arguments:
+        raise Failure("Cannot use --target-is-zero when the destination image has a backing file")
+    if options.get("backing_file") is not None and not options.get("backing_fmt"):
         raise Failure("Use of backing file requires explicit backing format")

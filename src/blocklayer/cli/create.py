@@ -5,14 +5,19 @@ from __future__ import annotations
 
 from blocklayer.base.errors import OpenError
 from blocklayer.cli.failures import Failure, UsageError
+from blocklayer.cli.output import print_result
 from blocklayer.cli.parsing import (
+    OUTPUT,
     QUIET,
     Arguments,
     Command,
     Option,
+    check_sizes,
+    check_target,
     create_options,
     size_argument,
 )
+from blocklayer.cli.progress import Running
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -30,7 +35,21 @@ COMMAND = Command(
         Option("-F --backing-format", "FMT", "format of the backing file"),
         Option("-u", "", "do not look whether the backing file is there"),
         Option("-o", "OPTIONS", "options of the format: name=value,...; 'help' lists them"),
+        OUTPUT,
         QUIET,
+    ),
+    details=(
+        "An image with a backing file (-b) shows what that one holds until it is written to; the"
+        " backing file must not change any more. Its format must be given with -F: a guess could"
+        " be made wrong by what a guest writes.\n\n"
+        "-o takes the options of the format as name=value, separated by commas; a comma in a value"
+        " is doubled."
+    ),
+    examples=(
+        ("create -f qed disk.qed 10G", "An empty disk of 10 GiB."),
+        ("create -f qed -b base.qed -F qed overlay.qed", "An overlay, as large as its base."),
+        ("create -f qed -o cluster_size=2M,table_size=4 big.qed 8T", "With options."),
+        ("create -f qed -o help", "List the options of a format."),
     ),
 )
 
@@ -44,7 +63,7 @@ def run(arguments: Arguments) -> int:
     options = create_options(arguments)
     names = arguments.names
     if options is None:
-        print(options_help(format_name, with_target=bool(names)))
+        print(options_help(format_name, names[0] if names else None))
         return 0
     if not names:
         raise UsageError("Expecting image file name")
@@ -52,12 +71,19 @@ def run(arguments: Arguments) -> int:
     size = size_argument(names[1], "image size") if len(names) > 1 else None
     if len(names) > 2:
         raise UsageError(f"Unexpected argument: {names[2]}")
-    given = tuple(options)
+    given, backing_fmt = tuple(options), options.get("backing_fmt")
     try:
-        resolved = _create(arguments, filename, format_name, size, options)
+        with Running(arguments, at_once=True):
+            resolved = _create(arguments, filename, format_name, size, options)
     except Failure as failure:
         raise Failure(f"{filename}: {failure}") from None
-    if "quiet" not in arguments:
+    if arguments.last("output") == "json":
+        members = {"filename": filename, "format": format_name, "options": resolved}
+        print_result(arguments, members)
+    elif "quiet" not in arguments:
+        backing_format = arguments.optional("backing-format") or backing_fmt
+        if backing_format is not None:
+            resolved.setdefault("backing_fmt", backing_format)
         print(_announcement(filename, format_name, resolved, given))
     return 0
 
@@ -71,6 +97,8 @@ def _create(
 ) -> dict[str, Any]:
     from blocklayer.ops.create import create
 
+    check_sizes(format_name, options)
+    _check_backing_options(arguments, format_name, options)
     if "size" in options:
         if size is not None:
             raise Failure("The image size must be specified only once")
@@ -90,6 +118,27 @@ def _create(
         check_backing="u" not in arguments,
         **options,
     )
+
+
+def _check_backing_options(arguments: Arguments, format_name: str, options: dict[str, Any]) -> None:
+    """What a format without backing files cannot take, before anybody looks for the file."""
+    from blocklayer.core import drivers
+
+    if not drivers.is_known(format_name):
+        return
+    known = {option.name for option in drivers.load(format_name).create_options}
+    for key, option, what in (
+        ("backing", "backing_file", "Backing file"),
+        ("backing-format", "backing_fmt", "Backing file format"),
+    ):
+        if key in arguments and known and option not in known:
+            raise Failure(f"{what} not supported for file format '{format_name}'")
+        if option in options and known and option not in known:
+            raise Failure(f"Invalid parameter '{option}'")
+    backing_format = _either(arguments.optional("backing-format"), options.get("backing_fmt"))
+    backing = _either(arguments.optional("backing"), options.get("backing_file"))
+    if backing is None and backing_format is not None and not drivers.is_known(backing_format):
+        raise Failure(f"Parameter 'backing-fmt' does not accept value '{backing_format}'")
 
 
 def _either(first: str | None, second: str | None) -> str | None:
@@ -126,15 +175,23 @@ def _shown(value: object) -> str:
     return str(value).replace(",", ",,")
 
 
-def options_help(format_name: str, *, with_target: bool) -> str:
-    """What -o help prints."""
+def options_help(format_name: str, target: str | None) -> str:
+    """What -o help prints: for a target, the options of files as well."""
     from blocklayer.core import drivers
+    from blocklayer.ops.file_hints import FILE_OPTIONS
 
     if not drivers.is_known(format_name) or (driver := drivers.load(format_name)).create is None:
         raise Failure(f"Unknown file format '{format_name}'")
-    title = "Supported options:" if with_target else f"Supported {format_name} options:"
-    ordered = sorted(driver.create_options, key=lambda option: option.name)
-    return "\n".join([title, *map(_option_line, ordered)])
+    options = list(driver.create_options)
+    if target is None:
+        title = f"Supported {format_name} options:"
+        more = ["", "Name the target as well to see the options that files have."]
+    else:
+        check_target(target)
+        title, more = "Supported options:", []
+        options += FILE_OPTIONS
+    options.sort(key=lambda option: option.name)
+    return "\n".join([title, *map(_option_line, options), *more])
 
 
 def _option_line(option: CreateOption) -> str:

@@ -28,9 +28,19 @@ COMMAND = Command(
         Option("-C --copy-on-read", "", "store in the image what is read from its backing file"),
         Option("-m --misalign", "", "misaligned buffers (accepted)"),
         Option("-k --native-aio", "", "kernel AIO (accepted)"),
-        Option("-i --aio", "MODE", "AIO mode: threads, native or io_uring (accepted)"),
-        Option("-t --cache", "MODE", "cache mode (default: every write is flushed)"),
-        Option("-d --discard", "MODE", "discard mode: ignore or unmap (default)"),
+        Option(
+            "-i --aio",
+            "MODE",
+            "AIO mode: threads, native or io_uring (accepted)",
+            choices=("threads", "native", "io_uring"),
+        ),
+        Option("-t --cache", "CACHE", "cache mode (default: every write is flushed)"),
+        Option(
+            "-d --discard",
+            "MODE",
+            "discard mode: ignore or unmap (default)",
+            choices=("ignore", "unmap"),
+        ),
         Option("-U --force-share", "", "open although somebody else writes to the image"),
         IMAGE_OPTS,
     ),
@@ -40,6 +50,20 @@ COMMAND = Command(
         Option("-V --version", "", "show the version"),
         HELP,
     ),
+    details=(
+        "Commands come from -c, or else from stdin. On a terminal there is a prompt, where the tab"
+        " key completes commands, options and file names, the arrow keys bring back earlier lines"
+        " (of other sessions, too), Ctrl-C drops the line or stops the command, Ctrl-D leaves.\n\n"
+        "Files are opened for writing unless -r is given, and every write is flushed unless -t"
+        " says otherwise."
+    ),
+    examples=(
+        ("io -c 'write -P 1 0 64k' -c 'read -P 1 0 64k' disk.qed", "Write a pattern, verify it."),
+        ("io -r -c 'read -v 0 512' disk.qed", "Dump the first sector."),
+        ("io -c 'help write'", "Tell about a command."),
+        ("io disk.qed", "Ask for commands."),
+    ),
+    exits=((1, "a command has failed, or a pattern was not there"),),
 )
 
 PROMPT = f"{PROGRAM}> "
@@ -102,9 +126,13 @@ def all_commands() -> dict[str, IoCommand]:
 
 def _run_commands(session: Session, lines: list[str]) -> bool:
     """Run what was given, or what stdin says; whether anything has failed."""
+    if not lines and sys.stdin.isatty():
+        from blocklayer.cli.io_terminal import converse
+
+        return converse(session)
     failed = False
     try:
-        for line in lines or _typed_lines():
+        for line in lines or _piped_lines():
             failed |= not execute(session, line)
             session.print_finished()
     except Quit:
@@ -112,18 +140,8 @@ def _run_commands(session: Session, lines: list[str]) -> bool:
     return failed
 
 
-def _typed_lines() -> Iterator[str]:
-    if not sys.stdin.isatty():
+def _piped_lines() -> Iterator[str]:
+    print(PROMPT, end="", flush=True)
+    for line in sys.stdin:
+        yield line.rstrip("\n")
         print(PROMPT, end="", flush=True)
-        for line in sys.stdin:
-            yield line.rstrip("\n")
-            print(PROMPT, end="", flush=True)
-        return
-    import readline  # noqa: F401 -- input() edits lines and remembers them if it is there
-
-    while True:
-        try:
-            yield input(PROMPT)
-        except EOFError:
-            print()
-            return

@@ -47,6 +47,7 @@ _INVALID = Option("-i", "", "an invalid request, which is only counted")
 _VM_STATE = Option("-b", "", "the VM state instead of the disk")
 
 READ_OPTIONS = (
+    Option("-a", "", "by the asynchronous path (accepted: there is one path only)"),
     _VM_STATE,
     _MACHINE,
     Option("-l", "LENGTH", "with -P: bytes to look at"),
@@ -307,8 +308,9 @@ def _write(session: Session, call: Arguments) -> None:
 
 
 def _writev(session: Session, call: Arguments) -> None:
+    filling = _filling(call)
     offset, length = number_word(call.names[0]), _total(call.names[1:])
-    write = _Write(offset, length, _filling(call))
+    write = _Write(offset, length, filling)
     _print(write.perform(_disk(session), call, "writev"))
 
 
@@ -399,7 +401,7 @@ COMMANDS = (
         "read",
         "r",
         _read,
-        "[-bCqv] [-P pattern [-s off] [-l len]] off len",
+        "[-abCqv] [-P pattern [-s off] [-l len]] off len",
         "read, and verify or dump",
         words=_SIZED,
         arguments=_ONE_RANGE,
@@ -486,7 +488,14 @@ COMMANDS = (
         "give the disk another size",
         words=(1, 3),
         arguments=(1, 1),
-        options=(Option("-m", "MODE", "preallocation: off, metadata, falloc, full"),),
+        options=(
+            Option(
+                "-m",
+                "MODE",
+                "preallocation: off, metadata, falloc, full",
+                choices=("off", "metadata", "falloc", "full"),
+            ),
+        ),
         changes=True,
     ),
 )

@@ -20,7 +20,7 @@ from blocklayer.cli.io_language import (
 )
 from blocklayer.cli.io_report import amount_text
 from blocklayer.cli.io_session import Opening, Session, fault_node
-from blocklayer.cli.parsing import Arguments, Option, cache_name
+from blocklayer.cli.parsing import Arguments, Option, cache_name, integer_argument
 from blocklayer.core.disk import Disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -35,9 +35,14 @@ OPEN_OPTIONS = (
     Option("-n", "", "no host cache, short for -t none"),
     Option("-r", "", "read-only"),
     Option("-k", "", "kernel AIO (accepted; needs -n or -t none, as everywhere)"),
-    Option("-i", "MODE", "AIO mode: threads, native or io_uring (accepted)"),
+    Option(
+        "-i",
+        "MODE",
+        "AIO mode: threads, native or io_uring (accepted)",
+        choices=("threads", "native", "io_uring"),
+    ),
     Option("-t", "CACHE", "cache mode"),
-    Option("-d", "MODE", "discard mode: ignore or unmap"),
+    Option("-d", "MODE", "discard mode: ignore or unmap", choices=("ignore", "unmap")),
     Option("-o", "OPTIONS", "options of the driver"),
     Option("-U", "", "open although somebody else writes to the image"),
 )
@@ -101,10 +106,33 @@ def _reopen(session: Session, call: Arguments) -> None:
     if "r" in call or "w" in call:
         opening = opening.replace(read_only="r" in call)
     for name, value in _driver_options(call).items():
-        if name != "read-only":
+        if name == "cache" and isinstance(value, dict):
+            opening = opening.replace(cache=_changed_cache(call, opening.cache, value))
+        elif name == "read-only":
+            if "r" in call or "w" in call:
+                raise Failure("Cannot set both -r/-w and 'read-only'")
+            opening = opening.replace(read_only=parse_bool(value, name))
+        else:
             raise Failure(f"Cannot change the option '{name}'")
-        opening = opening.replace(read_only=parse_bool(value, name))
     session.reopen(opening)
+
+
+def _changed_cache(call: Arguments, name: str, changes: dict[str, Any]) -> str:
+    """The cache mode that differs from the one called `name` by cache.direct or cache.no-flush."""
+    from blocklayer.core.opening import CACHE_MODES
+
+    if "c" in call:
+        raise Failure("Cannot set both -c and the cache options")
+    known = {"direct": "direct", "no-flush": "no_flush"}
+    for option in changes:
+        if option not in known:
+            raise Failure(f"Cannot change the option 'cache.{option}'")
+    mode = CACHE_MODES[name].replace(
+        **{known[option]: parse_bool(value, option) for option, value in changes.items()}
+    )
+    if mode.no_flush:
+        return "unsafe"
+    return next(each for each, candidate in CACHE_MODES.items() if candidate == mode)
 
 
 def _disk(session: Session) -> Disk:
@@ -217,9 +245,11 @@ def _wait_break(session: Session, call: Arguments) -> None:
 
 def _sleep(session: Session, call: Arguments) -> None:
     text = call.names[0]
-    if not text.isascii() or not text.isdigit():
-        raise Refused(f"{text} is not a valid number")
-    time.sleep(int(text) / 1000)
+    try:
+        milliseconds = integer_argument(text, "number")
+    except Failure:
+        raise Refused(f"{text} is not a valid number") from None
+    time.sleep(milliseconds / 1000)
 
 
 def _flush_output() -> None:
@@ -235,11 +265,12 @@ def _abort(session: Session, call: Arguments) -> None:
 def _sigraise(session: Session, call: Arguments) -> None:
     import signal
 
+    number = number_word(call.names[0])
     _flush_output()
     try:
-        signal.raise_signal(int(call.names[0], 0))
-    except ValueError:
-        raise Refused(f"{call.names[0]} is not a valid number") from None
+        signal.raise_signal(number)
+    except (ValueError, OSError, OverflowError):
+        raise Refused(f"{call.names[0]} is not the number of a signal") from None
 
 
 def _quit(session: Session, call: Arguments) -> None:
@@ -256,10 +287,9 @@ def _help(session: Session, call: Arguments) -> None:
     found = session.commands.get(name)
     if found is None:
         raise Refused(f"command {name} not found")
-    print(found.summary(name))
-    for option in found.options:
-        value = f" {option.value}" if option.value else ""
-        print(f" -{option.short}{value} -- {option.help}")
+    from blocklayer.cli.io_help import help_text
+
+    print(help_text(found, name))
 
 
 COMMANDS = (
@@ -315,7 +345,15 @@ COMMANDS = (
         "sigraise", "", _sigraise, "signal", "raise a signal", words=(1, 1), needs_disk=False
     ),
     IoCommand("abort", "", _abort, "", "crash with SIGABRT", needs_disk=False),
-    IoCommand("quit", "q", _quit, "", "leave the program", needs_disk=False),
+    IoCommand(
+        "quit",
+        "q",
+        _quit,
+        "",
+        "leave the program",
+        words=(0, UNLIMITED),
+        needs_disk=False,
+    ),
     IoCommand(
         "help", "?", _help, "[command]", "tell about the commands", words=(0, 1), needs_disk=False
     ),

@@ -20,6 +20,7 @@ from blocklayer.cli.parsing import (
     NumberTooLarge,
     Option,
     getopt,
+    integer_argument,
     number,
 )
 
@@ -111,13 +112,21 @@ def execute(session: Session, line: str) -> bool:
         return True
     command = session.commands.get(words[0])
     if command is None:
-        print(f'command "{words[0]}" not found', file=sys.stderr)
+        _tell_unknown(session, words[0])
         return False
     problem = _problem(session, command, words)
     if problem:
         print(problem, file=sys.stderr)
         return False
     return _run(session, command, words)
+
+
+def _tell_unknown(session: Session, name: str) -> None:
+    from blocklayer.cli.suggestions import closest
+
+    print(f'command "{name}" not found', file=sys.stderr)
+    if meant := closest(name, session.commands):
+        print(f"Did you mean '{meant}'?", file=sys.stderr)
 
 
 def _problem(session: Session, command: IoCommand, words: list[str]) -> str:
@@ -161,10 +170,12 @@ def _run(session: Session, command: IoCommand, words: list[str]) -> bool:
 
 
 def _parse(command: IoCommand, words: list[str]) -> Arguments:
+    if not command.options:
+        return Arguments([], words[1:])  # "-1" is a word like others
     try:
         pairs, names = getopt(command.options, words[1:])
     except BadOption as error:
-        letter = error.spelling.lstrip("-") or "-"
+        letter = error.spelling[1:2]
         reason = "option requires an argument" if error.kind == "missing" else "invalid option"
         print(f"{words[0]}: {reason} -- '{letter}'", file=sys.stderr)
         raise Misused from None
@@ -192,10 +203,6 @@ def number_word(text: str) -> int:
 def pattern_word(text: str) -> int:
     """A byte, in any base that C knows. Raises `Refused`."""
     try:
-        base = 8 if len(text) > 1 and text.startswith("0") and text.isdigit() else 0
-        value = int(text, base)
-    except ValueError:
-        value = UNLIMITED
-    if not 0 <= value <= 0xFF:
-        raise Refused(f"{text} is not a valid pattern byte")
-    return value
+        return integer_argument(text, "pattern", most=0xFF)
+    except Failure:
+        raise Refused(f"{text} is not a valid pattern byte") from None

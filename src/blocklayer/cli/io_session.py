@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from blocklayer.base.errors import BlocklayerError, InvalidArgument
+from blocklayer.base.errors import BlocklayerError, FormatError, InvalidArgument, OpenError
 from blocklayer.base.record import Record, fresh
 from blocklayer.cli.failures import Failure
 from blocklayer.cli.output import warn_of_guess
@@ -129,8 +129,9 @@ class Session:
         try:
             self.disk = _open(opening)
         except BlocklayerError as error:
-            what = f"can't open device {opening.path}" if opening.path else "can't open"
-            raise Failure(f"{what}: {error}") from None
+            named = opening.path and not opening.image_opts
+            what = f"can't open device {opening.path}" if named else "can't open"
+            raise Failure(f"{what}: {_reason(error, named=bool(named))}") from None
         self.opening = opening
         if not opening.read_only and opening.path and getattr(self.disk.node, "probed", False):
             warn_of_guess(opening.path)
@@ -241,9 +242,19 @@ def fault_node(disk: Disk) -> Any:
         node = below[0]
 
 
+def _reason(error: BlocklayerError, *, named: bool) -> str:
+    """Why opening has failed; the file's name is not said again where the error is not its own."""
+    about_content = isinstance(error.__cause__, FormatError | InvalidArgument)
+    if isinstance(error, OpenError) and about_content and named:
+        return error.message
+    return str(error)
+
+
 def _open(opening: Opening) -> Disk:
     from blocklayer.ops.open_image import open_disk
 
+    if opening.copy_on_read and opening.read_only:
+        raise InvalidArgument("Can't use copy-on-read on read-only device")
     if opening.snapshot:
         return _open_overlay(opening)
     name = opening.name()
@@ -281,4 +292,5 @@ def _open_overlay(opening: Opening) -> Disk:
             check_backing=False,
         )
         # The open file outlives its name.
-        return open_disk(overlay, mode="r+", format="qed", cache="unsafe")
+        mode = "r" if opening.read_only else "r+"
+        return open_disk(overlay, mode=mode, format="qed", cache="unsafe")

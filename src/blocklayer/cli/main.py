@@ -11,7 +11,7 @@ import os
 import sys
 
 from blocklayer.cli.failures import Failure, Interrupted, UsageError
-from blocklayer.cli.output import complain
+from blocklayer.cli.output import asks_for_json, complain, report, speak_json, speaks_json
 from blocklayer.cli.parsing import (
     Arguments,
     BadOption,
@@ -23,17 +23,25 @@ from blocklayer.cli.parsing import (
 )
 
 COMMANDS = {
+    "amend": ("blocklayer.cli.amend", "change options that an image was created with"),
+    "bench": ("blocklayer.cli.bench", "time many requests of one kind"),
+    "bitmap": ("blocklayer.cli.bitmap", "change bitmaps that an image holds"),
     "check": ("blocklayer.cli.check", "find, and repair, what is wrong with an image"),
     "commit": ("blocklayer.cli.commit", "write an overlay's content into its backing file"),
     "compare": ("blocklayer.cli.compare", "tell whether two images show the same disk"),
+    "completion": ("blocklayer.cli.completion", "print a script that makes a shell complete"),
     "convert": ("blocklayer.cli.convert", "copy an image into another format"),
     "create": ("blocklayer.cli.create", "make a new image"),
+    "dd": ("blocklayer.cli.dd", "copy a part of a disk, counted in blocks"),
+    "digest": ("blocklayer.cli.digest", "print a hash of a disk that is the same in every format"),
+    "help": ("blocklayer.cli.help", "tell about a command"),
     "info": ("blocklayer.cli.info", "tell what an image is"),
     "io": ("blocklayer.cli.io", "read and write parts of an image by small commands"),
     "map": ("blocklayer.cli.map", "tell where an image's data is"),
     "measure": ("blocklayer.cli.measure", "tell how large an image would become"),
     "rebase": ("blocklayer.cli.rebase", "give an overlay another backing file"),
     "resize": ("blocklayer.cli.resize", "change the size of a disk"),
+    "snapshot": ("blocklayer.cli.snapshot", "list or change snapshots inside an image"),
 }
 """Where each command is, and what it does. A module has a COMMAND and a `run(arguments)`."""
 
@@ -43,6 +51,7 @@ OPTIONS = (
     Option("-T --trace", "PATTERN", "print events of drivers that match: 'qed_*'"),
 )
 
+SEE_HELP = "Try 'blk --help' for more information"
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -52,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
         _prepare_streams()
+    speak_json(asks_for_json(argv))
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -80,7 +90,7 @@ def _run(argv: list[str]) -> int:
     try:
         pairs, rest = getopt(OPTIONS, argv, mixed=False)
     except BadOption as error:
-        raise usage_error(error) from None
+        raise usage_error(error, OPTIONS) from None
     given = dict(pairs)
     if "help" in given or "version" in given:
         _print_about("help" in given)
@@ -89,9 +99,17 @@ def _run(argv: list[str]) -> int:
         raise UsageError("Not enough arguments")
     name = rest[0]
     if name not in COMMANDS:
-        raise UsageError(f"Command not found: {name}")
+        raise _unknown_command(name)
     traces = [value for key, value in pairs if key == "trace"]
     return _run_command(name, rest[1:], traces)
+
+
+def _unknown_command(name: str) -> UsageError:
+    from blocklayer.cli.suggestions import suggest
+
+    error = UsageError(f"Command not found: {name}")
+    suggest(error, name, COMMANDS)
+    return error
 
 
 def _print_about(everything: bool) -> None:
@@ -113,8 +131,12 @@ def _run_command(name: str, argv: list[str], traces: list[str]) -> int:
         print(command_help(command))
         return 0
     if "object" in arguments:
-        from blocklayer.cli.objects import check_objects
+        from blocklayer.cli.objects import check_objects, list_objects
 
+        kinds = list_objects(arguments.all("object"))
+        if kinds is not None:
+            print(kinds)
+            return 0
         check_objects(arguments.all("object"))
     traces = traces + arguments.all("trace")
     code: int = _run_traced(module, arguments, traces) if traces else module.run(arguments)
@@ -148,23 +170,37 @@ def _answer_for(error: BaseException) -> int:
 
 
 def _explain(error: BaseException) -> int | None:
+    found = _words_for(error)
+    if found is None:
+        return None
+    from blocklayer.cli.error_report import all_notes, error_object
+
+    message, code = found
+    notes = all_notes(error)
+    if speaks_json():
+        if isinstance(error, UsageError):
+            notes.append(SEE_HELP)
+        report(error_object(error, message, "\n".join(notes), code))
+        return code
+    complain("\n".join([message, *notes]))
+    if isinstance(error, UsageError):
+        print(SEE_HELP, file=sys.stderr)
+    return code
+
+
+def _words_for(error: BaseException) -> tuple[str, int] | None:
+    """What to say, and the exit code; None for what nobody foresaw."""
     from blocklayer.base.errors import BlocklayerError
 
     if isinstance(error, KeyboardInterrupt):
-        complain("interrupted")
-        return INTERRUPTED
+        return "interrupted", INTERRUPTED
     if isinstance(error, Interrupted):
-        complain("interrupted")
-        return error.exit_code
+        return "interrupted", error.exit_code
     if isinstance(error, OSError):
-        complain(_os_error_text(error))
-        return 1
-    if not isinstance(error, Failure | BlocklayerError):
-        return None
-    complain("\n".join([str(error), *getattr(error, "__notes__", ())]))
-    if isinstance(error, UsageError):
-        print("Try 'blk --help' for more information", file=sys.stderr)
-    return error.exit_code
+        return _os_error_text(error), 1
+    if isinstance(error, Failure | BlocklayerError):
+        return str(error), error.exit_code
+    return None
 
 
 def _os_error_text(error: OSError) -> str:

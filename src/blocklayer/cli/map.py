@@ -5,23 +5,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from blocklayer.base.errors import BlocklayerError
 from blocklayer.cli.failures import Failure
 from blocklayer.cli.parsing import (
+    ALLOW,
     FORCE_SHARE,
     FORMAT,
     IMAGE_OPTS,
+    LONG_PROGRESS,
     OUTPUT,
+    UNTRUSTED,
     Arguments,
     Command,
     Option,
     one_image,
     size_argument,
+    trust_argument,
     wants_json,
 )
+from blocklayer.cli.progress import Running
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from blocklayer.base.extent import Row
+    from blocklayer.core.opening import FilenameLike
 
 COMMAND = Command(
     "map",
@@ -30,10 +37,14 @@ COMMAND = Command(
     (
         FORMAT,
         OUTPUT,
+        LONG_PROGRESS,
         Option("-s --start-offset", "SIZE", "where to begin (default 0)"),
         Option("-l --max-length", "SIZE", "how much to look at (default everything)"),
+        Option("--plot", "FILE", "draw the map into a .png, .svg or .pdf file"),
         IMAGE_OPTS,
         FORCE_SHARE,
+        UNTRUSTED,
+        ALLOW,
     ),
     details=(
         "For people, ranges with data are listed, with the file they are in. For programs"
@@ -43,6 +54,7 @@ COMMAND = Command(
     examples=(
         ("map disk.qed", "Where is data?"),
         ("map --output=json -s 1M -l 64k top.qed", "All about a part of the disk."),
+        ("map --plot map.svg top.qed", "A picture of it."),
     ),
 )
 
@@ -57,11 +69,47 @@ def run(arguments: Arguments) -> int:
         length = size_argument(arguments.last("max-length"), "max length")
     name, format_name = one_image(arguments)
     as_json = wants_json(arguments)
-    batches = map_rows(name, format_name, start, length, force_share="force-share" in arguments)
-    if as_json:
-        _print_as_json(batches, start)
-    else:
-        _print_table(batches)
+    if "plot" in arguments:
+        return _plot(arguments, name, format_name, start, length)
+    with Running(arguments, listing=True) as running:
+        batches = map_rows(
+            name,
+            format_name,
+            start,
+            length,
+            force_share="force-share" in arguments,
+            trust=trust_argument(arguments),
+            progress=running.report,
+            cancel=running.cancel,
+        )
+        if as_json:
+            _print_as_json(batches, start)
+        else:
+            _print_table(batches)
+    return 0
+
+
+def _plot(
+    arguments: Arguments,
+    name: FilenameLike,
+    format_name: str | None,
+    start: int,
+    length: int | None,
+) -> int:
+    from blocklayer.ops.plot import plot
+
+    with Running(arguments) as running:
+        plot(
+            name,
+            arguments.last("plot"),
+            format=format_name,
+            offset=start,
+            length=length,
+            force_share="force-share" in arguments,
+            trust=trust_argument(arguments),
+            progress=running.report,
+            cancel=running.cancel,
+        )
     return 0
 
 
@@ -105,9 +153,14 @@ def _as_line(row: Row) -> str:
 def _print_as_json(batches: Iterable[list[Row]], start: int) -> None:
     """A line an extent, as it is found: maps can be longer than memory."""
     begin = "["
-    for batch in batches:
-        print(begin + ",\n".join(map(_as_json, batch)), end="")
-        begin = ",\n"
+    try:
+        for batch in batches:
+            print(begin + ",\n".join(map(_as_json, batch)), end="")
+            begin = ",\n"
+    except (BlocklayerError, KeyboardInterrupt):
+        if begin != "[":
+            print("]")  # what was found so far can be read; the error and the exit code tell
+        raise
     if begin == "[":
         print(begin + _as_json((start, 0, False, False, False, 0, None, None)), end="")
     print("]")

@@ -3,22 +3,28 @@
 
 from __future__ import annotations
 
-from blocklayer.base.errors import NotSupported
 from blocklayer.cli.failures import Failure
 from blocklayer.cli.output import print_json
 from blocklayer.cli.parsing import (
+    ALLOW,
     FORCE_SHARE,
     FORMAT,
     IMAGE_OPTS,
+    LONG_PROGRESS,
     OUTPUT,
+    UNTRUSTED,
     Arguments,
     Command,
     Option,
+    check_sizes,
     create_options,
     image_name,
+    refuse_snapshot,
     size_argument,
+    trust_argument,
     wants_json,
 )
+from blocklayer.cli.progress import Running
 
 COMMAND = Command(
     "measure",
@@ -31,8 +37,16 @@ COMMAND = Command(
         FORMAT,
         Option("-l", "SNAPSHOT", "measure a snapshot of the image"),
         OUTPUT,
+        LONG_PROGRESS,
         IMAGE_OPTS,
         FORCE_SHARE,
+        UNTRUSTED,
+        ALLOW,
+    ),
+    details=("Two numbers: the size that the data needs, and the size if everything were written."),
+    examples=(
+        ("measure -O qed server.raw", "How large will the conversion be?"),
+        ("measure -O qed --size 1T", "How large is an empty image of that size?"),
     ),
 )
 
@@ -47,20 +61,25 @@ def run(arguments: Arguments) -> int:
         size = size_argument(arguments.last("size"), "image size")
     options = create_options(arguments)
     target = arguments.last("O", "raw")
+    filename = _filename(arguments)
     if options is None:
         # As a value of an option like any other: there is no image yet to describe options of.
         raise _invalid("help", target)
-    filename = _filename(arguments)
-    if "l" in arguments:
-        raise NotSupported("Failed to load snapshot: this format has no internal snapshots")
-    result = measure(
-        None if filename is None else image_name(arguments, filename),
-        size=size,
-        format=target,
-        source_format=arguments.optional("format"),
-        options=options,
-        force_share="force-share" in arguments,
-    )
+    check_sizes(target, options)
+    if "l" in arguments and filename is not None:
+        refuse_snapshot(arguments, [filename])
+    with Running(arguments, result=True) as running:
+        result = measure(
+            None if filename is None else image_name(arguments, filename),
+            size=size,
+            format=target,
+            source_format=arguments.optional("format"),
+            options=options,
+            force_share="force-share" in arguments,
+            trust=trust_argument(arguments),
+            progress=running.report,
+            cancel=running.cancel,
+        )
     if as_json:
         print_json({"required": result.required, "fully-allocated": result.fully_allocated})
     else:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing to people and to programs."""
+"""Writing to people and to programs.
+
+With --output=json stdout has one JSON value, or nothing. Whatever goes to stderr then is JSON as
+well, an object a line: ``{"error": …}``, ``{"warning": …}``, and progress where it was asked for.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,70 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any
 
+    from blocklayer.cli.parsing import Arguments
+
+
+class _Reader:
+    """Who reads what the program writes to stderr."""
+
+    is_program = False
+
+
+def speak_json(wanted: bool) -> None:
+    """Whether messages on stderr are for programs, from now on."""
+    _Reader.is_program = wanted
+
+
+def speaks_json() -> bool:
+    """Whether messages on stderr are for programs."""
+    return _Reader.is_program
+
+
+def asks_for_json(argv: list[str]) -> bool:
+    """Whether a command line has --output=json, even if it is wrong otherwise."""
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    wanted = False
+    for number, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if len(name) > len("--o") and "--output".startswith(name):
+            value = value if equals else "".join(words[number + 1 : number + 2])
+            wanted = value == "json"
+    return wanted
+
 
 def complain(message: str) -> None:
     """One message on stderr, after the program's name."""
+    flush_output()
+    _write(f"{PROGRAM}: {message}")
+
+
+def warn(message: str) -> None:
+    """The same, if the command goes on."""
+    if _Reader.is_program:
+        report({"warning": {"message": message}})
+    else:
+        complain(f"warning: {message}")
+
+
+def report(members: dict[str, Any]) -> None:
+    """An object on stderr, in one line."""
+    import json
+
+    flush_output()
+    _write(json.dumps(members))
+
+
+def flush_output() -> None:
+    """What was printed before stands before, also in a shared file."""
     try:
-        sys.stdout.flush()  # what was printed before stands before, also in a shared file
+        sys.stdout.flush()
     except OSError:
         pass  # it may be what there is to complain about
+
+
+def _write(line: str) -> None:
     try:
-        print(f"{PROGRAM}: {message}", file=sys.stderr)
+        print(line, file=sys.stderr)
     except OSError:
         pass  # nobody listens; the exit code tells
 
@@ -29,6 +88,16 @@ def print_json(value: Any) -> None:
     import json
 
     print(json.dumps(value, indent=4))
+
+
+def print_result(arguments: Arguments, members: dict[str, Any], text: str = "") -> None:
+    """What a command has done: `members` with --output=json, else `text`, if there is any."""
+    if "quiet" in arguments:
+        return
+    if arguments.last("output") == "json":
+        print_json(members)
+    elif text:
+        print(text)
 
 
 def print_specific(fields: dict[str, Any], indent: int = 4) -> None:
@@ -46,8 +115,11 @@ def print_specific(fields: dict[str, Any], indent: int = 4) -> None:
 
 def warn_of_guess(filename: str) -> None:
     """Whoever controls the content of a raw image can make it be taken for another format."""
-    print(
-        f"WARNING: Image format was not specified for '{filename}' and probing guessed raw.\n"
-        "         A guess can be made wrong by what is written into the image: give -f raw.",
-        file=sys.stderr,
+    text = (
+        f"Image format was not specified for '{filename}' and probing guessed raw.",
+        "A guess can be made wrong by what is written into the image: give -f raw.",
     )
+    if _Reader.is_program:
+        warn(" ".join(text))
+    else:
+        print(f"WARNING: {text[0]}\n         {text[1]}", file=sys.stderr)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress and interruption of what takes long.
 
-On a terminal a bar appears on stderr as soon as something takes longer than a second. With -p, and
-where output is not a terminal, stdout gets what programs read: ``    (12.34/100%)`` and a carriage
-return, at every percent. SIGUSR1 asks once.
+    on a terminal     a bar on stderr, as soon as something takes longer than a second
+    -p                where output is no terminal, qemu-img's lines: ``    (12.34/100%)`` and a
+                      carriage return, at every percent, on stdout
+    --progress=json   an object a line on stderr, at most ten a second
+    SIGUSR1           asks once
 
 A first Ctrl-C cancels: the operation stops at its next step and removes what is half made. A second
 one does not wait for that.
@@ -11,7 +13,7 @@ one does not wait for that.
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
 import threading
 import time
@@ -19,33 +21,226 @@ from types import FrameType, TracebackType
 
 from blocklayer.base.errors import Cancelled
 from blocklayer.base.progress import CancelToken, Progress
-from blocklayer.cli.failures import Interrupted
+from blocklayer.cli.failures import Failure, Interrupted
+from blocklayer.cli.parsing import wants_json
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any, Self
+    import signal
+    from typing import Any, Self, TextIO
 
     from blocklayer.cli.parsing import Arguments
+else:
+    import _signal as signal  # what is around it imports enum, which costs more than a short map
 
 PATIENCE_SECONDS = 1.0
 """What is done by then gets no bar."""
 
+INTERVAL_SECONDS = 0.1
+"""Between two objects for programs."""
+
+COLUMNS_MIN = 5
+"""On less, not even percents can be read."""
+
+COLUMNS_OF_BAR = 70
+"""On less, there is no bar, and room for what can be read."""
+
+NARROW = "{percentage:3.0f}% {remaining} {rate_fmt} {desc}"
+
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Running:
-    """Around one operation: hand `report` and `cancel` to it."""
+class Display:
+    """Shows nothing; the base of those that do."""
 
-    def __init__(self, arguments: Arguments) -> None:
-        quiet = "quiet" in arguments
-        asked = "progress" in arguments and not quiet
-        on_terminal = sys.stderr.isatty()
-        self._lines = asked and not (on_terminal and sys.stdout.isatty())
-        self._bar_allowed = on_terminal and not quiet and not self._lines
-        self._bar_stays = asked
-        self._bar: Any = None
+    def show(self, progress: Progress) -> None:
+        """Called often."""
+
+    def close(self, *, success: bool) -> None:
+        """The operation has ended."""
+
+
+class Lines(Display):
+    """What programs know from qemu-img, at every percent."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._operation = ""
         self._printed = -1.0
+
+    def show(self, progress: Progress) -> None:
+        """A line, if there is something new to tell."""
+        if progress.operation != self._operation:
+            self._operation = progress.operation
+            self._printed = -1.0
+        percent = progress.fraction * 100
+        if percent >= self._printed + 1 or (percent == 100 and self._printed != 100):
+            self._printed = percent
+            print(f"    ({percent:.2f}/100%)", end="\r", file=self._stream, flush=True)
+
+    def close(self, *, success: bool) -> None:
+        """What follows begins a line of its own."""
+        print(file=self._stream, flush=True)
+
+
+class Objects(Display):
+    """A JSON object a line on stderr.
+
+    Each stage of the work has a first one, when nothing is done, and if it succeeds a last one,
+    when everything is.
+    """
+
+    def __init__(self) -> None:
+        self._last: Progress | None = None
+        self._told: Progress | None = None
+        self._started = self._when = 0.0
+
+    def show(self, progress: Progress) -> None:
+        """An object, if the last one is long ago."""
+        now = time.monotonic()
+        if self._last is None or progress.operation != self._last.operation:
+            self._end_stage()
+            self._started = now
+            self._tell(progress.replace(done=0, zero=0, skipped=0), now)
+        elif now - self._when >= INTERVAL_SECONDS:
+            self._tell(progress, now)
+        self._last = progress
+
+    def _end_stage(self) -> None:
+        """What was not told yet of the stage; what it did not have to look at, it skipped."""
+        last = self._last
+        if last is not None:
+            rest = last.total - last.done
+            last = last.replace(done=last.total, skipped=last.skipped + rest)
+            if last != self._told or not last.total:
+                self._tell(last, time.monotonic())
+
+    def _tell(self, progress: Progress, now: float) -> None:
+        self._told, self._when = progress, now
+        print_object(progress, now - self._started)
+
+    def close(self, *, success: bool) -> None:
+        """The last object."""
+        if success:
+            self._end_stage()
+
+
+def print_object(progress: Progress, seconds: float) -> None:
+    """One line for programs; docs/programs.md tells what the members mean."""
+    import json
+
+    rate = int(progress.done / seconds) if seconds > 0 else 0
+    left = (progress.total - progress.done) / rate if rate else None
+    members = {
+        "operation": progress.operation,
+        "done": progress.done,
+        "total": progress.total,
+        "zero": progress.zero,
+        "skipped": progress.skipped,
+        "rate": rate,
+        "seconds": round(seconds, 3),
+        "left": None if left is None else round(left, 3),
+    }
+    print(json.dumps(members), file=sys.stderr, flush=True)
+
+
+class Bar(Display):
+    """For people; it stays on the screen if it was asked for."""
+
+    def __init__(self, stays: bool) -> None:
+        self._stays = stays
+        self._bar: Any = None
+        self._operation = ""
         self._started = time.monotonic()
+
+    def show(self, progress: Progress) -> None:
+        """Update the bar, or make one once that is worth it."""
+        if progress.operation != self._operation:
+            self._remove()
+            self._operation = progress.operation
+            self._started = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(progress.done - self._bar.n)
+        elif time.monotonic() - self._started > PATIENCE_SECONDS:
+            self._make(progress)
+
+    def _make(self, progress: Progress) -> None:
+        from tqdm import tqdm
+
+        columns = _columns()
+        if columns < COLUMNS_MIN:
+            return
+        tqdm.monitor_interval = 0  # it would be a thread that outlives the command
+        self._bar = tqdm(
+            desc=progress.operation,
+            total=progress.total,
+            initial=progress.done,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            file=sys.stderr,
+            leave=self._stays,
+            dynamic_ncols=True,
+            bar_format=None if columns >= COLUMNS_OF_BAR else NARROW,
+        )
+        self._bar.start_t = time.time() - (time.monotonic() - self._started)
+        self._bar.initial = 0  # the rate is that of the whole operation, not since the bar is there
+
+    def _remove(self) -> None:
+        """Off the screen, unless it was asked for."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def close(self, *, success: bool) -> None:
+        """Leave the bar, or a clean line."""
+        self._remove()
+
+
+def _columns() -> int:
+    """How wide the terminal is; some do not tell, and most of those are as wide as ever."""
+    return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+
+
+def _display(arguments: Arguments, *, result: bool, listing: bool) -> Display:
+    """What is asked for, and what suits the streams."""
+    keep_clean = wants_json(arguments) or result or listing
+    asked = "progress" in arguments
+    style = arguments.last("progress")
+    if style not in ("", "json"):
+        raise Failure(f"--progress takes 'json', or no value at all, and not '{style}'")
+    if "quiet" in arguments:
+        return Display()
+    if style == "json":
+        return Objects()
+    terminals = sys.stderr.isatty(), sys.stdout.isatty()
+    if asked and not all(terminals):
+        return Lines(sys.stderr if keep_clean else sys.stdout)
+    if terminals[0] and not (listing and terminals[1]):
+        return Bar(stays=asked)
+    return Display()
+
+
+class Running:
+    """Around one operation: hand `report` and `cancel` to it.
+
+    result   stdout is for what the command finds out
+    listing  and is written to meanwhile
+    at_once  the operation does not ask whether it is cancelled, but takes back what is half made
+    """
+
+    def __init__(
+        self,
+        arguments: Arguments,
+        *,
+        result: bool = False,
+        listing: bool = False,
+        at_once: bool = False,
+    ) -> None:
+        self._display = _display(arguments, result=result, listing=listing)
+        self._as_object = arguments.last("progress") == "json"
+        self._started = time.monotonic()
+        self._at_once = at_once
         self._signal = 0
         self._report_once = False
         self._handlers: dict[int, Any] = {}
@@ -57,36 +252,14 @@ class Running:
         """Called by the operation, often."""
         if self._report_once:
             self._report_once = False
+            self._answer(progress)
+        self._display.show(progress)
+
+    def _answer(self, progress: Progress) -> None:
+        if self._as_object:
+            print_object(progress, time.monotonic() - self._started)
+        else:
             print(f"    ({progress.fraction * 100:.2f}/100%)", file=sys.stderr, flush=True)
-        if self._lines:
-            self._print_line(progress.fraction * 100)
-        elif self._bar is not None:
-            self._bar.update(progress.done - self._bar.n)
-        elif self._bar_allowed and time.monotonic() - self._started > PATIENCE_SECONDS:
-            self._make_bar(progress)
-
-    def _print_line(self, percent: float) -> None:
-        if percent >= self._printed + 1 or (percent == 100 and self._printed != 100):
-            self._printed = percent
-            print(f"    ({percent:.2f}/100%)", end="\r", flush=True)
-
-    def _make_bar(self, progress: Progress) -> None:
-        from tqdm import tqdm
-
-        tqdm.monitor_interval = 0  # it would be a thread that outlives the command
-        self._bar = tqdm(
-            desc=progress.operation,
-            total=progress.total,
-            initial=progress.done,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            file=sys.stderr,
-            leave=self._bar_stays,
-            dynamic_ncols=True,
-        )
-        self._bar.start_t = time.time() - (time.monotonic() - self._started)
-        self._bar.initial = 0  # the rate is that of the whole operation, not since the bar is there
 
     # --- interruption ---------------------------------------------------------------------------
 
@@ -106,6 +279,8 @@ class Running:
             raise KeyboardInterrupt
         self._signal = number
         self.cancel.cancel()
+        if self._at_once:
+            raise KeyboardInterrupt
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._report_once = True
@@ -118,9 +293,9 @@ class Running:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if self._bar is not None:
-            self._bar.close()
-        if self._lines:
-            print(flush=True)
+        self._display.close(success=error is None)
         if isinstance(error, Cancelled | KeyboardInterrupt) and self._signal:
-            raise Interrupted(self._signal) from error
+            interrupted = Interrupted(self._signal)
+            for note in getattr(error, "__notes__", ()):
+                interrupted.add_note(note)
+            raise interrupted from None

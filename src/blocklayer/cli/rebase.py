@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
-from blocklayer.base.errors import BlocklayerError, Cancelled, NotSupported, OpenError
+from blocklayer.base.errors import (
+    BlocklayerError,
+    Cancelled,
+    FormatError,
+    NotSupported,
+    OpenError,
+)
 from blocklayer.cli.failures import Failure, UsageError
+from blocklayer.cli.output import print_result
 from blocklayer.cli.parsing import (
     FORCE_SHARE,
     FORMAT,
     IMAGE_OPTS,
+    OUTPUT,
     PROGRESS,
     QUIET,
     Arguments,
@@ -30,10 +38,21 @@ COMMAND = Command(
         Option("-u", "", "unsafe: change the name only; right if the file has moved"),
         Option("-t", "CACHE", "cache mode of the image (default writeback)"),
         Option("-T", "CACHE", "cache mode of the backing files (default writeback)"),
+        OUTPUT,
         PROGRESS,
         QUIET,
         IMAGE_OPTS,
         FORCE_SHARE,
+    ),
+    details=(
+        "What the disk shows stays the same: where the old and the new backing file differ, the"
+        " overlay gets its own copy. With -u nothing is looked at or copied; that is right only if"
+        " both backing files show the same, for one after the file has moved."
+    ),
+    examples=(
+        ("rebase -b new.qed -F qed overlay.qed", "On another base, with the same content."),
+        ("rebase -b '' overlay.qed", "On none: the overlay becomes complete."),
+        ("rebase -u -b moved.qed -F qed overlay.qed", "The backing file has a new name."),
     ),
 )
 
@@ -66,13 +85,16 @@ def run(arguments: Arguments) -> int:
         except Cancelled:
             raise
         except OpenError as error:
-            if error.filename in _paths(name, backing):
-                raise Failure(f"Could not open new backing file '{backing}': {error}") from None
+            if not unsafe and error.filename in _paths(name, backing):
+                reason = error.message if isinstance(error.__cause__, FormatError) else error
+                raise Failure(f"Could not open new backing file '{backing}': {reason}") from None
             raise
         except NotSupported:
             raise _unchanged(backing, "Operation not supported") from None
         except BlocklayerError as error:
             raise _unchanged(backing, str(error)) from None
+    members = {"filename": arguments.names[0], "backing-filename": backing or None}
+    print_result(arguments, members)
     return 0
 
 

@@ -3,20 +3,26 @@
 
 from __future__ import annotations
 
+from blocklayer.base.errors import IoError
 from blocklayer.cli.failures import Failure, UsageError
-from blocklayer.cli.output import warn_of_guess
+from blocklayer.cli.output import print_result, warn_of_guess
 from blocklayer.cli.parsing import (
     FORMAT,
     IMAGE_OPTS,
+    LONG_PROGRESS,
+    OUTPUT,
     QUIET,
     Arguments,
     Command,
-    NotANumber,
-    NumberTooLarge,
     Option,
     image_name,
-    number,
+    size_option,
 )
+from blocklayer.cli.progress import Running
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.core.opening import FilenameLike
 
 COMMAND = Command(
     "resize",
@@ -25,11 +31,26 @@ COMMAND = Command(
     (
         FORMAT,
         Option("--shrink", "", "allow to make the disk smaller"),
-        Option("--preallocation", "MODE", "of added space: off (default), falloc, full"),
+        Option(
+            "--preallocation",
+            "MODE",
+            "of added space: off (default), falloc, full",
+            choices=("off", "metadata", "falloc", "full"),
+        ),
+        OUTPUT,
+        LONG_PROGRESS,
         QUIET,
         IMAGE_OPTS,
     ),
     last_is_number=True,
+    details=(
+        "The disk changes, not what is on it: file systems and partitions are grown afterwards,"
+        " and shrunk before."
+    ),
+    examples=(
+        ("resize disk.qed +10G", "10 GiB more."),
+        ("resize -f raw --shrink disk.raw 5G", "Cut everything behind 5 GiB off."),
+    ),
 )
 
 PREALLOCATIONS = ("off", "metadata", "falloc", "full")
@@ -40,43 +61,46 @@ def run(arguments: Arguments) -> int:
     from blocklayer.ops.info import info
     from blocklayer.ops.resize import resize
 
-    if len(arguments.names) != 2:
-        raise UsageError("Expecting image file name and size")
-    filename, text = arguments.names
     preallocation = arguments.last("preallocation", "off")
     if preallocation not in PREALLOCATIONS:
         raise Failure(f"Invalid preallocation mode '{preallocation}'")
+    if len(arguments.names) != 2:
+        raise UsageError("Expecting image file name and size")
+    filename, text = arguments.names
     sign = text[:1] if text[:1] in ("+", "-") else ""
-    amount = _amount(text[len(sign) :])
+    amount = size_option("size", text[len(sign) :])
     name = image_name(arguments, filename)
     format_name = arguments.optional("format")
     image = info(name, format=format_name)
     size = {"": amount, "+": image.virtual_size + amount, "-": image.virtual_size - amount}[sign]
+    if image.format == "raw" and format_name is None and _is_guess(name):
+        warn_of_guess(filename)
     if size <= 0:
         raise Failure("New image size must be positive")
     if size <= image.virtual_size and preallocation != "off":
         raise Failure("Preallocation can only be used for growing images")
-    if image.format == "raw" and format_name is None:
-        warn_of_guess(filename)
-    resize(
-        name,
-        size,
-        format=format_name,
-        shrink="shrink" in arguments,
-        preallocation=preallocation,
-    )
-    if "quiet" not in arguments:
-        print("Image resized.")
+    try:
+        with Running(arguments) as running:
+            size = resize(
+                name,
+                size,
+                format=format_name,
+                shrink="shrink" in arguments,
+                preallocation=preallocation,
+                progress=running.report,
+                cancel=running.cancel,
+            )
+    except IoError as error:
+        if error.operation != "truncate":
+            raise
+        raise Failure(f"Could not resize file: {error.reason}") from None
+    members = {"filename": filename, "virtual-size": size, "before": image.virtual_size}
+    print_result(arguments, members, "Image resized.")
     return 0
 
 
-def _amount(text: str) -> int:
-    try:
-        return number(text)
-    except NotANumber:
-        raise Failure(
-            "Parameter 'size' expects a non-negative number below 2^64\n"
-            "A suffix k, M, G, T, P or E multiplies it by a power of 1024."
-        ) from None
-    except NumberTooLarge:
-        raise Failure(f"Value '{text}' is out of range for parameter 'size'") from None
+def _is_guess(name: FilenameLike) -> bool:
+    """Whether the name leaves it open what the image is."""
+    from blocklayer.core.opening import parse_name
+
+    return "driver" not in parse_name(name)

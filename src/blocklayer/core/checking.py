@@ -27,6 +27,13 @@ class Problem(Record, frozen=True):
     remedy    what repair does, or did, about it; empty if nothing can be done
     fixed     it was repaired
     offset    where in the file the wrong entry (or the leaked cluster) is, in bytes
+
+    And what it concerns, as far as there is such a thing:
+
+    l1_index, l2_index  the entry's place in the tables
+    guest_offset        the first byte of the disk that the entry maps
+    cluster             where in the file the entry points
+    length              bytes of the file that are leaked
     """
 
     kind: str
@@ -34,10 +41,34 @@ class Problem(Record, frozen=True):
     remedy: str = ""
     fixed: bool = False
     offset: int | None = None
+    l1_index: int | None = None
+    l2_index: int | None = None
+    guest_offset: int | None = None
+    cluster: int | None = None
+    length: int | None = None
+
+
+class RepairPlan(Record, frozen=True):
+    """What a repair would do to the file, in bytes; its findings are in `CheckResult`.
+
+    size, size_after  of the file, before and after the repair
+    copied            bytes that would be copied from one place in the file to another
+    afterwards        what a check would find then
+    """
+
+    size: int
+    size_after: int
+    copied: int
+    afterwards: CheckResult
 
 
 class CheckResult(Record):
-    """Counts as qemu-img has them, and the problems themselves."""
+    """Counts as qemu-img has them, and the problems themselves.
+
+    problems      as many as were asked for; `more` tells that there are others, counted only
+    plan          after a dry run: what would become of the file. Then nothing was changed, and
+                  "fixed" means that it would be.
+    """
 
     filename: str
     format: str
@@ -50,6 +81,9 @@ class CheckResult(Record):
     allocated_clusters: int = 0
     fragmented_clusters: int = 0
     problems: list[Problem] = fresh(factory=list)
+    problems_max: int | None = PROBLEMS_KEPT
+    more: bool = False
+    plan: RepairPlan | None = None
 
     @property
     def clean(self) -> bool:
@@ -77,5 +111,7 @@ class CheckResult(Record):
             self.corruptions_fixed += count
         else:
             self.corruptions += count
-        if len(self.problems) < PROBLEMS_KEPT:
+        if self.problems_max is None or len(self.problems) < self.problems_max:
             self.problems.append(problem)
+        else:
+            self.more = True

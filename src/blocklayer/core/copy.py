@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import ZERO_CHUNK, ZEROES
-from blocklayer.base.errors import BlocklayerError, IoError
+from blocklayer.base.errors import BlocklayerError, FormatError, IoError
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
 from blocklayer.base.record import Record, fresh
@@ -34,6 +34,12 @@ PIECE = 2 * MiB
 
 BUFFERS = 4
 """Pieces between reader and writer."""
+
+SALVAGE_STEP = 64 * KiB
+"""Guest bytes to go on behind what a table should tell but cannot."""
+
+SALVAGE_TRIES = 16
+"""Smaller steps to take first: a single wrong entry hides no more than its own cluster."""
 
 ZERO_GRANULARITY = 4 * KiB
 """Runs of zeroes shorter than this are copied as data (qemu-img's -S default)."""
@@ -57,10 +63,13 @@ class Concatenation:
         self.size = self._starts[-1]
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
-        """The disks' extents, moved to where each disk starts; always of everything."""
+        """The disks' extents, moved to where each disk starts."""
+        end = self.size if length is None else offset + length
         for start, disk in zip(self._starts, self._disks, strict=False):
-            for extent in disk.extents():
-                yield extent.moved(extent.offset + start)
+            first, last = max(0, offset - start), min(disk.size, end - start)
+            if first < last:
+                for extent in disk.extents(first, last - first):
+                    yield extent.moved(extent.offset + start)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Read across the borders of disks."""
@@ -74,7 +83,46 @@ class Concatenation:
         return done
 
 
-Source: TypeAlias = "Disk | Concatenation"
+class Window:
+    """A part of a disk."""
+
+    def __init__(self, disk: Disk, start: int, size: int) -> None:
+        self._disk = disk
+        self._start = start
+        self.size = size
+
+    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+        """The disk's extents, counted from where the window begins."""
+        length = self.size - offset if length is None else length
+        for extent in self._disk.extents(self._start + offset, length):
+            yield extent.moved(extent.offset - self._start)
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Read from the window."""
+        self._disk.read_into(self._start + offset, buffer)
+        return len(buffer)
+
+
+class Segment:
+    """A part of a disk at its own offsets: copying it leaves the rest of the target alone."""
+
+    def __init__(self, source: Disk | Concatenation, start: int, end: int) -> None:
+        self._source = source
+        self._start = start
+        self.size = end
+
+    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+        """The extents of the part; of what lies before it, none."""
+        end = self.size if length is None else offset + length
+        start = max(offset, self._start)
+        return self._source.extents(start, max(0, end - start))
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Read at the disk's own offset."""
+        return self._source.read_into(offset, buffer)
+
+
+Source: TypeAlias = "Disk | Concatenation | Window | Segment"
 
 
 class CopyResult(Record):
@@ -160,8 +208,19 @@ class _Stopped(Exception):
 
 def copy(source: Source, target: Disk, options: CopyOptions, reporter: Reporter) -> CopyResult:
     """Copy everything of `source`; what lies behind it in a longer target is not touched."""
-    engine = _Copy(source, target, options, reporter)
-    return engine.run()
+    if isinstance(source, Disk) and _may_share(options):
+        from blocklayer.core.copy_by_sharing import copy_by_sharing
+
+        result = copy_by_sharing(source, target, options, reporter)
+        if result is not None:
+            return result
+    return _Copy(source, target, options, reporter).run()
+
+
+def _may_share(options: CopyOptions) -> bool:
+    """Nobody wants to see the bytes: neither to compare them, nor to hold them back."""
+    unseen = not (options.only_differences or options.salvage or options.rate_limit)
+    return unseen and options.sparse_size > 0
 
 
 class _Copy:
@@ -187,10 +246,11 @@ class _Copy:
             while (load := self._next_load()) is not None:
                 if isinstance(load, BaseException):
                     raise load
-                before = self._result.data
+                data, zero = self._result.data, self._result.zero
                 self._write(load)
-                self._reporter.advance(load.guest)
-                self._pace.advance(self._result.data - before)
+                data, zero = self._result.data - data, self._result.zero - zero
+                self._reporter.advance(load.guest, zero=zero, skipped=load.guest - data - zero)
+                self._pace.advance(data)
                 self._free.put(load.buffer)
         finally:
             self._stop.set()
@@ -229,7 +289,7 @@ class _Copy:
     def _loads(self) -> Iterator[_Load]:
         """Fill buffers; data is cut at multiples of PIECE, so that clusters stay whole."""
         load = self._new_load()
-        for extent in self._source.extents(0, self._source.size):
+        for extent in self._extents():
             if extent.zero:
                 # Nothing but zeroes so far, and more of them: the walk may have taken long already.
                 if len(load.runs) >= RUNS_MAX or (load.runs and not load.filled):
@@ -246,6 +306,25 @@ class _Copy:
                 self._read_into(load, position, count)
                 position += count
         yield load
+
+    def _extents(self) -> Iterator[Extent]:
+        """The source's extents; when salvaging, what its tables cannot tell is zeroes."""
+        position, size = 0, self._source.size
+        failures, failed = 0, -1
+        while position < size:
+            try:
+                for extent in self._source.extents(position, size - position):
+                    yield extent
+                    position = extent.end
+            except (FormatError, IoError):
+                if not self._options.salvage:
+                    raise
+                failures = failures + 1 if position == failed else 1
+                step = SALVAGE_STEP if failures > SALVAGE_TRIES else ZERO_GRANULARITY
+                failed = end = min(size, align_down(position, step) + step)
+                self._result.add_salvaged(position, end - position)
+                yield Extent(position, end - position, False, True, True, 0)
+                position = end
 
     def _read_into(self, load: _Load, offset: int, length: int) -> None:
         """Append data to a buffer and find the zeroes in it."""
@@ -270,7 +349,7 @@ class _Copy:
                 self._source.read_into(offset + start, sector)
             except BlocklayerError:
                 sector[:] = bytes(len(sector))
-                self._result.salvaged.append((offset + start, len(sector)))
+                self._result.add_salvaged(offset + start, len(sector))
 
     # --- writer ---------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from threading import Lock
 from types import TracebackType
 
 from blocklayer.base.buffers import Buffer, Vector, byte_view, vector_length
@@ -73,6 +74,7 @@ class Disk:
         self._detect_unmap = detect_zeroes == "unmap"
         self._owns_node = owns_node
         self._open = True
+        self._closing = Lock()
         self._read_lookup: Lookup | None = None
         self._write_lookup: Lookup | None = None
         self._descriptor = -1
@@ -136,7 +138,7 @@ class Disk:
         """`length` bytes from `offset`. Raises `OutOfRange`, `IoError`, `Closed` …"""
         tracker = self._tracker
         try:
-            tracker.inflight.append(None)  # the first call in here, as in `Tracker.enter`
+            tracker.inflight.append(None)  # the first call in here: see `core/requests`
             lookup = self._read_lookup
             if lookup is not None and not tracker.drained:
                 host = lookup(offset, length)
@@ -153,7 +155,7 @@ class Disk:
         self.check_range("read", offset, length)
         # bytes(bytearray) copies once more; only requests that miss the inline path pay for it.
         buffer = bytearray(length)
-        self._read_slow(offset, [memoryview(buffer)] if length else [])
+        self._tracker.run(self._read_vector, offset, [memoryview(buffer)] if length else [])
         return bytes(buffer)
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
@@ -164,7 +166,7 @@ class Disk:
         length = len(view)
         tracker = self._tracker
         try:
-            tracker.inflight.append(None)  # the first call in here, as in `Tracker.enter`
+            tracker.inflight.append(None)  # the first call in here: see `core/requests`
             lookup = self._read_lookup
             if lookup is not None and not tracker.drained:
                 host = lookup(offset, length)
@@ -177,16 +179,15 @@ class Disk:
             if tracker.drained:
                 tracker.wake()
         self.check_range("read", offset, length)
-        self._read_slow(offset, [view] if length else [])
+        tracker.run(self._read_vector, offset, [view] if length else [])
         return length
 
     def read_many(self, requests: Iterable[tuple[int, int]]) -> list[bytes]:
         """The bytes of many (offset, length) requests, in their order, at the cost of a batch."""
         results: list[bytes] = []
         append = results.append
-        tracker = self._tracker
-        tracker.enter()
-        try:
+
+        def read_all() -> None:
             lookup = self._read_lookup
             descriptor = self._descriptor
             for offset, length in requests:
@@ -200,8 +201,8 @@ class Disk:
                         append(data)
                         continue
                 append(self._read_tracked(offset, length))
-        finally:
-            tracker.leave()
+
+        self._tracker.run(read_all)
         return results
 
     def _read_tracked(self, offset: int, length: int) -> bytes:
@@ -211,15 +212,11 @@ class Disk:
             self.node.readv(offset, [memoryview(buffer)])
         return bytes(buffer)
 
-    def _read_slow(self, offset: int, vector: Vector) -> None:
-        self._tracker.enter()
-        try:
-            if vector:
-                # Once more: who waited for a drain may find a smaller disk.
-                self.check_range("read", offset, vector_length(vector))
-                self.node.readv(offset, vector)
-        finally:
-            self._tracker.leave()
+    def _read_vector(self, offset: int, vector: Vector) -> None:
+        if vector:
+            # Once more: who waited for a drain may find a smaller disk.
+            self.check_range("read", offset, vector_length(vector))
+            self.node.readv(offset, vector)
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -227,7 +224,7 @@ class Disk:
         """Write all of `data` at `offset`; with `fua` it is on stable storage on return."""
         tracker = self._tracker
         try:
-            tracker.inflight.append(None)  # the first call in here, as in `Tracker.enter`
+            tracker.inflight.append(None)  # the first call in here: see `core/requests`
             lookup = self._write_lookup
             if lookup is not None and not tracker.drained and type(data) is bytes and not fua:
                 length = len(data)
@@ -245,17 +242,17 @@ class Disk:
             tracker.inflight.pop()
             if tracker.drained:
                 tracker.wake()
-        view = byte_view(data)
-        self._begin_write("write", offset, len(view))
-        try:
-            if len(view):
-                with self.recorded(offset, len(view)):
-                    self._write_view(offset, view)
-            self._end_write(fua)
-        finally:
-            self._tracker.leave()
+        tracker.run(self._write_view, offset, byte_view(data), fua)
 
-    def _write_view(self, offset: int, view: memoryview) -> None:
+    def _write_view(self, offset: int, view: memoryview, fua: bool) -> None:
+        # Checked inside the request: who waited for a drain may find a smaller disk.
+        self.check_write("write", offset, len(view))
+        if len(view):
+            with self.recorded(offset, len(view)):
+                self._write_recorded(offset, view)
+        self._end_write(fua)
+
+    def _write_recorded(self, offset: int, view: memoryview) -> None:
         runs = self.zero_detected(offset, [view])
         if len(runs) == 1:
             self.node.writev(*runs[0])
@@ -274,16 +271,16 @@ class Disk:
         from blocklayer.core.submit import write_merged
 
         views = [(offset, byte_view(data)) for offset, data in requests]
-        self._tracker.enter()
-        try:
+
+        def write_all() -> None:
             for offset, view in views:
                 self.check_write("write", offset, len(view))
             for error in write_merged(self, merge_writes(views)):
                 if error is not None:
                     raise error
             self._end_write(fua)
-        finally:
-            self._tracker.leave()
+
+        self._tracker.run(write_all)
 
     def submit(self, requests: Sequence[Request]) -> int:
         """Run a batch of `Request`s of any kinds; how many writes were merged into others.
@@ -293,11 +290,7 @@ class Disk:
         """
         from blocklayer.core.submit import run_batch
 
-        self._tracker.enter()
-        try:
-            return run_batch(self, requests)
-        finally:
-            self._tracker.leave()
+        return self._tracker.run(run_batch, self, requests)
 
     # What batches need, inside a tracked request.
 
@@ -367,36 +360,38 @@ class Disk:
             | (NO_FALLBACK if no_fallback else 0)
             | (ALLOCATE if allocate else 0)
         )
-        self._begin_write("write_zeroes", offset, length)
-        try:
+
+        def zero() -> None:
+            self.check_write("write_zeroes", offset, length)
             if length:
                 with self.recorded(offset, length):
                     core_io.zero_range(self.node, offset, length, flags)
             self._end_write(fua)
-        finally:
-            self._tracker.leave()
+
+        self._tracker.run(zero)
 
     def discard(self, offset: int, length: int) -> None:
         """Tell that nobody needs a range: its content is undefined afterwards.
 
         Does nothing unless the disk was opened with ``discard="unmap"``.
         """
-        self._begin_write("discard", offset, length)
-        try:
+
+        def discard() -> None:
+            self.check_write("discard", offset, length)
             if length and self.discard_mode == "unmap":
                 with self.recorded(offset, length):
                     self.node.discard(offset, length)
-        finally:
-            self._tracker.leave()
+
+        self._tracker.run(discard)
 
     def flush(self) -> None:
         """Everything written before survives a power failure when this returns."""
-        self._tracker.enter()
-        try:
+
+        def flush() -> None:
             if not self.read_only:
                 self.node.flush()
-        finally:
-            self._tracker.leave()
+
+        self._tracker.run(flush)
 
     def resize(self, size: int, *, preallocation: str = "off") -> None:
         """Change the disk's size; new bytes read as zeroes. No request is in flight meanwhile."""
@@ -405,18 +400,11 @@ class Disk:
         if size < 0:
             raise InvalidArgument(f"Cannot resize '{self.filename}' to {size} bytes")
         with self._tracker.drained_section():
-            self.node.truncate(size, preallocation)
-            if self.node.hooks is not None:
-                self.node.hooks.resize(self.node.size)
-
-    def _begin_write(self, verb: str, offset: int, length: int) -> None:
-        """Checked inside the request: who waited for a drain may find a smaller disk."""
-        self._tracker.enter()
-        try:
-            self.check_write(verb, offset, length)
-        except BaseException:
-            self._tracker.leave()
-            raise
+            try:
+                self.node.truncate(size, preallocation)
+            finally:  # a failure may come after the size has changed
+                if self.node.hooks is not None:
+                    self.node.hooks.resize(self.node.size)
 
     def check_write(self, verb: str, offset: int, length: int) -> None:
         """Raise `OutOfRange` or `ReadOnly` unless this may be written."""
@@ -503,11 +491,7 @@ class Disk:
         batches = mapping.row_batches(self.node, offset, length)
         found = mapping.merged_batches(batches, mapping.MERGED_MAX)
         while True:
-            self._tracker.enter()
-            try:
-                batch = next(found, None)
-            finally:
-                self._tracker.leave()
+            batch = self._tracker.run(next, found, None)
             if batch is None:
                 return
             yield batch
@@ -541,17 +525,27 @@ class Disk:
         raise TypeError(f"{self!r} cannot be copied or pickled: open the image again by its name")
 
     def close(self) -> None:
-        """Wait for requests in flight, flush, release the image. Closing again does nothing."""
-        if not self._open:
-            return
-        self._open = False
-        if self._owns_node:
+        """Wait for requests in flight, flush, release the image. Closing again does nothing.
+
+        It may be interrupted while it waits, and called again.
+        """
+        if not self._owns_node:
+            self._open = False
+        while self._open:
             self._tracker.close()
+            with self._closing:
+                if self._open:
+                    self._release()
+
+    def _release(self) -> None:
+        try:
+            if not self.read_only:
+                self.node.flush()
+        finally:
             try:
-                if not self.read_only:
-                    self.node.flush()
-            finally:
                 self.node.close()
+            finally:
+                self._open = False
 
     def __enter__(self) -> Self:
         return self

@@ -182,7 +182,12 @@ def _allocate(
     second writer to the same cluster waits, and then finds it allocated.
     """
     ranges = _cluster_ranges(pieces, node.cluster_size)
-    node.ranges.acquire(ranges)
+    node.ranges.run(ranges, _allocate_alone, node, pieces, errors)
+
+
+def _allocate_alone(
+    node: FormatNode, pieces: list[_Placeless], errors: list[BlocklayerError | None]
+) -> None:
     plans: list[WritePlan] = []
     try:
         for piece in _close_gaps(node, pieces):
@@ -201,8 +206,6 @@ def _allocate(
     except BaseException:
         node.abandon_writes(plans)
         raise
-    finally:
-        node.ranges.release(ranges)
 
 
 def _note(errors: list[BlocklayerError | None], owners: list[int], error: BlocklayerError) -> None:
@@ -325,9 +328,12 @@ def copy_up(node: FormatNode, offset: int, length: int) -> None:
 
 def _copy_clusters(node: FormatNode, start: int, end: int) -> None:
     """Copy the clusters of a range that are still unallocated."""
-    locked = [(start, align_up(end, node.cluster_size))]
+    ranges = [(start, align_up(end, node.cluster_size))]
+    node.ranges.run(ranges, _copy_clusters_alone, node, start, end)
+
+
+def _copy_clusters_alone(node: FormatNode, start: int, end: int) -> None:
     plans: list[WritePlan] = []
-    node.ranges.acquire(locked)
     try:
         while start < end:
             kind, count, _, _ = node.map(start, end - start)
@@ -344,8 +350,6 @@ def _copy_clusters(node: FormatNode, start: int, end: int) -> None:
     except BaseException:
         node.abandon_writes(plans)
         raise
-    finally:
-        node.ranges.release(locked)
 
 
 def _plan_zeroes(node: FormatNode, start: int, length: int, plans: list[WritePlan]) -> None:
@@ -436,15 +440,11 @@ def zero_clusters(node: FormatNode, start: int, end: int, flags: int) -> None:
     while start < end:
         piece_end = min(end, start + max(ZERO_PIECE, node.cluster_size))
         ranges = [(start, align_up(piece_end, node.cluster_size))]
-        node.ranges.acquire(ranges)
-        try:
-            _zero_clusters_locked(node, start, piece_end, flags)
-        finally:
-            node.ranges.release(ranges)
+        node.ranges.run(ranges, _zero_clusters_alone, node, start, piece_end, flags)
         start = piece_end
 
 
-def _zero_clusters_locked(node: FormatNode, start: int, end: int, flags: int) -> None:
+def _zero_clusters_alone(node: FormatNode, start: int, end: int, flags: int) -> None:
     plans: list[WritePlan] = []
     try:
         while start < end:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from blocklayer.base.errors import BlocklayerError
 from blocklayer.base.extent import BACKING, DATA, ZERO, Extent
 from blocklayer.core.node import FormatNode, Node
 
@@ -20,7 +21,7 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from blocklayer.base.extent import Row
 
-MERGED_MAX = 16384
+MERGED_MAX = 4096
 """Answers merged into one extent: a table that is used again and again can describe a disk of
 exbibytes, and whoever walks it must be able to stop."""
 
@@ -153,19 +154,25 @@ def merged_batches(batches: Iterator[list[Row]], limit: int | None) -> Iterator[
     """
     last: Row | None = None
     merged = 0
-    for batch in batches:
-        if last is not None:
-            if (limit is None or merged < limit) and _continues(last, batch[0]):
-                batch[0] = (last[0], last[1] + batch[0][1], *last[2:])
-                merged = merged + 1 if len(batch) == 1 else 0
-            else:
-                batch.insert(0, last)
-                merged = 0
-        last = batch.pop()
-        if batch:
-            yield batch
+    failure: BlocklayerError | None = None
+    try:
+        for batch in batches:
+            if last is not None:
+                if (limit is None or merged < limit) and _continues(last, batch[0]):
+                    batch[0] = (last[0], last[1] + batch[0][1], *last[2:])
+                    merged = merged + 1 if len(batch) == 1 else 0
+                else:
+                    batch.insert(0, last)
+                    merged = 0
+            last = batch.pop()
+            if batch:
+                yield batch
+    except BlocklayerError as error:
+        failure = error  # what was found before is told first
     if last is not None:
         yield [last]
+    if failure is not None:
+        raise failure
 
 
 def _continues(last: Row, row: Row) -> bool:

@@ -18,7 +18,7 @@ from blocklayer.base.buffers import Vector
 from blocklayer.base.errors import BlocklayerError, NotSupported
 from blocklayer.base.extent import DATA
 from blocklayer.base.record import Record
-from blocklayer.core.checking import CheckResult, Repair
+from blocklayer.core.checking import PROBLEMS_KEPT, CheckResult, Repair
 from blocklayer.core.events import Sink, combined_sink
 from blocklayer.core.requests import RangeLock, Tracker
 
@@ -26,6 +26,7 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any, ClassVar, Final, TypeAlias
 
+    from blocklayer.base.progress import Reporter, Watch
     from blocklayer.core.disk import Disk
     from blocklayer.core.hooks import WriteHooks
 
@@ -83,6 +84,8 @@ class Node:
         self.ranges = RangeLock()
         self.sink: Sink | None = None
         self.hooks: WriteHooks | None = None
+        self.watch: Watch | None = None
+        """Who wants to know of what this node does on its own, and may take long."""
         self.users: WeakSet[Disk] = WeakSet()
         """Disks on this node, which must know when its inline path opens or closes."""
 
@@ -119,6 +122,10 @@ class Node:
     def zero(self, offset: int, length: int, flags: int = 0) -> None:
         """Make the range read as zeroes cheaply; `NotSupported` where only writing can."""
         raise NotSupported(f"{self.driver} cannot zero without writing")
+
+    def share(self, descriptor: int, source_offset: int, offset: int, length: int) -> None:
+        """Make a range refer to the blocks of an open file; `NotSupported` if that cannot be."""
+        raise NotSupported(f"{self.driver} cannot share blocks with a file")
 
     def discard(self, offset: int, length: int) -> None:
         """Hint that nobody needs the range; its content is undefined afterwards."""
@@ -173,6 +180,12 @@ class Node:
                 child.reopen(read_only)
         self.read_only = read_only
 
+    def reporter(self, operation: str, total: int) -> Reporter:
+        """What counts the node's own work for `watch`."""
+        from blocklayer.base.progress import Watch
+
+        return (self.watch or Watch()).reporter(operation, total)
+
     def info(self) -> dict[str, Any]:
         """What `info` shows of this node beyond the common fields."""
         return {}
@@ -193,6 +206,7 @@ class WritePlan:
     __slots__ = (
         "copy_head",
         "copy_tail",
+        "ended",
         "fresh",
         "head",
         "host",
@@ -223,15 +237,21 @@ class WritePlan:
         self.fresh = False
         self.zero = zero
         self.may_be_visible = False
-        """Its commit failed half way: the space may be in use, and must not be given out again."""
+        """Its commit has begun: the space may be in use, and must not be given out again."""
+        self.ended = False
+        """It is committed or abandoned."""
 
 
 class FormatNode(Node):
     """Base of formats. Subclasses describe a mapping; `core/io` moves the bytes."""
 
     cluster_size: int = 1
+    table_bytes: int = 0
+    """The size of one mapping table: an image from a stranger can be refused for it."""
     probed: bool = False
     """Nobody named the format: it was guessed, because no signature was found."""
+    problems_max: int | None = PROBLEMS_KEPT
+    """Problems that a check describes one by one; None: all there are."""
     recurse_status: bool = False
     """Whether block status should also ask the storage below about holes inside DATA."""
 

@@ -18,6 +18,7 @@ from blocklayer.base.errors import (
     InvalidArgument,
     LockError,
     OpenError,
+    Refused,
 )
 from blocklayer.base.options import OptionTree, nest, parse_bool
 from blocklayer.base.record import Record
@@ -28,6 +29,8 @@ from blocklayer.core.padding import Padded
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import TypeAlias
+
+    from blocklayer.core.trust import Trust
 
 CHAIN_DEPTH_MAX = 200
 """Layers of a backing chain: deeper ones are a mistake, or an attempt to exhaust descriptors."""
@@ -79,6 +82,8 @@ class OpenFlags(Record, frozen=True):
     """The image is opened to be checked: no repair on open, and damage is tolerated."""
     backing_role: bool = False
     """The node is (part of) a backing file."""
+    trust: Trust | None = None
+    """Somebody else made the image: what it may ask for. None: anything, it is one's own."""
 
 
 class Opener:
@@ -110,6 +115,8 @@ class Opener:
 
     def open_name(self, name: FilenameLike, format_name: str | None = None) -> Node:
         """Open what a user names: a path, `file:` or `json:` name, or an option tree."""
+        if self.flags.trust is not None:
+            self.flags.trust.check_given(name)
         options = parse_name(name)
         if format_name is not None:
             if options.get("driver", format_name) != format_name:
@@ -117,7 +124,7 @@ class Opener:
                     f"Driver specified twice: '{options['driver']}' and '{format_name}'"
                 )
             options["driver"] = format_name
-        shown = "" if isinstance(name, dict) else os.fspath(name)
+        shown = getattr(name, "typed", "") if isinstance(name, dict) else os.fspath(name)
         try:
             return self.open_options(options)
         except OpenError:
@@ -162,6 +169,8 @@ class Opener:
         return self if flags is self.flags else self._derived(flags)
 
     def _open_probed(self, options: OptionTree) -> Node:
+        if not options.keys() & {"file", "filename"}:
+            raise InvalidArgument("Must specify either driver or file")
         if "file" not in options and "filename" in options:
             options["file"] = {"driver": "file", "filename": options.pop("filename")}
         storage = self.open_child(options, "file")
@@ -185,6 +194,8 @@ class Opener:
             if options:
                 raise InvalidArgument(f"Invalid parameter '{next(iter(options))}'")
             if isinstance(node, FormatNode):
+                if self.flags.trust is not None:
+                    self.flags.trust.check_limits(node)
                 if guessed:
                     node.probed = True
                 if self._layers_to_complete is not None:
@@ -245,6 +256,8 @@ class Opener:
     def open_stored(self, node: FormatNode) -> Node:
         """Open the backing file that the header of `node` names."""
         assert node.backing_filename is not None
+        if self.flags.trust is not None:
+            return self._open_beneath(node, node.backing_filename, self.flags.trust)
         name = backing_path(node.filename, node.backing_filename)
         try:
             return self.open_name(name, node.backing_format)
@@ -254,6 +267,29 @@ class Opener:
             if isinstance(lock, LockError) and _identity(lock.filename) in self._chain:
                 raise _loop(name) from None
             raise
+
+    def _open_beneath(self, node: FormatNode, name: str, trust: Trust) -> Node:
+        """`open_stored` for images of strangers: only a file in the folder, never by its name."""
+        from blocklayer.core.beneath import NotBeneath, locate
+        from blocklayer.core.trust import printable
+
+        path, parts = trust.check_stored(node, name)
+        direct = getattr(os, "O_DIRECT", 0) if self.flags.cache.direct else 0
+        try:
+            with locate(str(trust.folder), parts, direct) as found:
+                if found.identity in self._chain:
+                    raise _loop(path)
+                file = {"driver": "file", "filename": path, "located": found}
+                named = {} if node.backing_format is None else {"driver": node.backing_format}
+                return self.open_options({**named, "file": file})
+        except NotBeneath as error:
+            reason = f"its backing file '{printable(name)}' cannot be had: {error}"
+            raise Refused(reason, node.filename) from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OpenError(reason, path, error.errno or errno.EIO) from None
+        except BlocklayerError as error:
+            raise _as_open_error(error, path) from error
 
     def _below(self, node: FormatNode, layers_to_complete: list[_Layer]) -> Opener:
         """The opener for what lies below `node`: read-only, and aware of the chain so far."""
@@ -265,7 +301,14 @@ class Opener:
                 f"The backing chain of '{node.filename}' is deeper than {CHAIN_DEPTH_MAX} layers",
                 node.filename,
             )
+        trust = self.flags.trust
+        if trust is not None:
+            if identity is None and trust.folder is None:
+                raise Refused("it lies in no folder: name one for its backing file", node.filename)
+            trust = trust.anchored(node.filename)
+            trust.check_depth(len(self._chain) + 1, node)
         flags = self.flags.replace(
+            trust=trust,
             read_only=True,
             backing_role=True,
             check=False,
@@ -299,7 +342,7 @@ def _complete(waiting: list[_Layer]) -> None:
             below = layer.opener.open_below(layer.node, layer.options, waiting)
             if below is not None:
                 layer.node.attach_backing(below)
-    except ChainError:
+    except (ChainError, Refused):
         raise
     except BlocklayerError as error:
         raise _told_by_layers(error, passed) from error
@@ -345,6 +388,8 @@ def parse_name(name: FilenameLike) -> OptionTree:
     if isinstance(name, dict):
         return nest(name)
     text = os.fspath(name)
+    if isinstance(text, bytes):
+        raise InvalidArgument(f"Invalid file name {text!r}: use os.fsdecode for names in bytes")
     if text.startswith("json:"):
         return _parse_json_name(text)
     if text.startswith("file:"):
@@ -418,6 +463,10 @@ def file_identity(node: Node) -> tuple[int, int] | None:
     """(device, inode) of the file at the bottom of a node's `file` edge."""
     while "file" in node.children:
         node = node.children["file"]
+    descriptor: int = getattr(node, "descriptor", -1)
+    if descriptor >= 0:  # its name may mean another file by now
+        status = os.fstat(descriptor)
+        return status.st_dev, status.st_ino
     return _identity(node.filename)
 
 

@@ -14,8 +14,7 @@ alignment and storage without it pays nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import (
@@ -98,38 +97,37 @@ class Padded(FilterNode):
 
     def writev(self, offset: int, vector: Vector) -> None:
         """Write whole blocks; the parts of blocks that the request leaves alone are read first."""
+        whole = pad(offset, vector_length(vector), self._alignment)
+        end = whole.start + whole.length
+        self._exclusively(whole.start, end, lambda: self._write_padded(offset, vector, end))
+
+    def _write_padded(self, offset: int, vector: Vector, end: int) -> None:
         length = vector_length(vector)
-        whole = pad(offset, length, self._alignment)
-        with self._locked(whole.start, whole.start + whole.length):
-            size = self.child.size
-            done = 0
-            while done < length:
-                padding = self._piece(offset + done, length - done)
-                count = padding.length - padding.head - padding.tail
-                self._write_piece(padding, slice_vector(vector, done, count))
-                done += count
-            wanted = max(size, offset + length)
-            if whole.start + whole.length > wanted:
-                self._cut_growth(wanted)
+        size = self.child.size
+        done = 0
+        while done < length:
+            padding = self._piece(offset + done, length - done)
+            count = padding.length - padding.head - padding.tail
+            self._write_piece(padding, slice_vector(vector, done, count))
+            done += count
+        wanted = max(size, offset + length)
+        if end > wanted:
+            self._cut_growth(wanted)
 
-    @contextmanager
-    def _locked(self, start: int, end: int) -> Iterator[None]:
-        """Have blocks for oneself, and everything behind them if they reach behind the end."""
-        locked = self._lock(start, end)
-        try:
-            yield
-        finally:
-            self.ranges.release(locked)
+    def _exclusively(self, start: int, end: int, action: Callable[[], None]) -> None:
+        """Act on blocks alone, and on everything behind them if they reach behind the end."""
 
-    def _lock(self, start: int, end: int) -> list[tuple[int, int]]:
-        while True:
-            grows = end > self.child.size
-            locked = [(start, INT64_MAX if grows else end)]
-            self.ranges.acquire(locked)
+        def act(grows: bool) -> bool:
             # The file may have been longer for a moment, by the padding of somebody else's write.
-            if grows or end <= self.child.size:
-                return locked
-            self.ranges.release(locked)
+            if not grows and end > self.child.size:
+                return False
+            action()
+            return True
+
+        done = False
+        while not done:
+            grows = end > self.child.size
+            done = self.ranges.run([(start, INT64_MAX if grows else end)], act, grows)
 
     def _write_piece(self, padding: Padding, vector: Vector) -> None:
         memory = self._bounce.view[: padding.length]
@@ -168,8 +166,7 @@ class Padded(FilterNode):
         if start >= end:
             self.writev(offset, zero_vector(length))
             return
-        with self._locked(start, end):
-            self.child.zero(start, end - start, flags)
+        self._exclusively(start, end, lambda: self.child.zero(start, end - start, flags))
         if offset < start:
             self.writev(offset, zero_vector(start - offset))
         if end < offset + length:
@@ -180,13 +177,12 @@ class Padded(FilterNode):
         start = align_up(offset, self._alignment)
         end = align_down(offset + length, self._alignment)
         if start < end:
-            with self._locked(start, end):
-                self.child.discard(start, end - start)
+            self._exclusively(start, end, lambda: self.child.discard(start, end - start))
 
     def truncate(self, size: int, preallocation: str = "off") -> None:
         """Resize the child."""
-        with self._locked(min(size, self.child.size), INT64_MAX):
-            self.child.truncate(size, preallocation)
+        start = min(size, self.child.size)
+        self._exclusively(start, INT64_MAX, lambda: self.child.truncate(size, preallocation))
 
 
 def _scatter(source: memoryview, vector: Vector) -> None:

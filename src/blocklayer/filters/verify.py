@@ -47,18 +47,13 @@ class VerifyNode(FilterNode):
         """Read both, and raise `IoError` at the first byte in which they differ."""
         length = vector_length(vector)
         reference = bytearray(length)
-        locked = self._lock(offset, length)
-        try:
+
+        def read() -> None:
             self.raw.readv(offset, [memoryview(reference)])
             self.child.readv(offset, vector)
-        finally:
-            self.ranges.release(locked)
-        self._compare(offset, vector, reference)
 
-    def _lock(self, offset: int, length: int) -> list[tuple[int, int]]:
-        locked = [(offset, offset + length)]
-        self.ranges.acquire(locked)
-        return locked
+        self.ranges.run([(offset, offset + length)], read)
+        self._compare(offset, vector, reference)
 
     def _compare(self, offset: int, vector: Vector, reference: bytearray) -> None:
         position = 0
@@ -80,21 +75,21 @@ class VerifyNode(FilterNode):
 
     def writev(self, offset: int, vector: Vector) -> None:
         """Write both."""
-        locked = self._lock(offset, vector_length(vector))
-        try:
+
+        def write() -> None:
             self.child.writev(offset, vector)
             self.raw.writev(offset, vector)
-        finally:
-            self.ranges.release(locked)
+
+        self.ranges.run([(offset, offset + vector_length(vector))], write)
 
     def zero(self, offset: int, length: int, flags: int = 0) -> None:
         """Zero both; what the image cannot, the reference does not get either."""
-        locked = self._lock(offset, length)
-        try:
+
+        def zero() -> None:
             self.child.zero(offset, length, flags)
             core_io.zero_range(self.raw, offset, length, flags & ~NO_FALLBACK)
-        finally:
-            self.ranges.release(locked)
+
+        self.ranges.run([(offset, offset + length)], zero)
 
     def discard(self, offset: int, length: int) -> None:
         """Nothing is discarded."""

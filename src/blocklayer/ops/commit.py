@@ -6,15 +6,20 @@ from __future__ import annotations
 import os
 
 from blocklayer.base.errors import InvalidArgument, NotSupported
-from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
-from blocklayer.base.units import MiB
+from blocklayer.base.extent import Extent
+from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter, Watch
+from blocklayer.base.units import GiB, MiB
 from blocklayer.core.copy import Pace
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode
 from blocklayer.core.opening import FilenameLike, backing_path, is_same_file
 from blocklayer.ops.open_image import open_disk
+from blocklayer.ops.told import told
 
 PIECE = 2 * MiB
+
+ZERO_PIECE = 16 * GiB
+"""Zeroed at once: a moment where storage can do it, and not for ever where it cannot."""
 
 
 def commit(
@@ -41,16 +46,27 @@ def commit(
         target, depth = _find_base(top, base)
         target.reopen(read_only=False)
         try:
-            with Disk(target, owns_node=False) as base_disk:
+            with (
+                told(
+                    f"'{top.filename}' is as it was, and still shows the same;"
+                    f" '{target.filename}' may hold a part of its data: commit again"
+                ),
+                Disk(target, owns_node=False) as base_disk,
+            ):
+                reporter = Reporter("commit", disk.size, progress, cancel)
                 if base_disk.size < disk.size:
                     base_disk.resize(disk.size)
-                reporter = Reporter("commit", disk.size, progress, cancel)
                 _copy_down(disk, base_disk, depth, reporter, Pace(rate_limit, reporter))
                 base_disk.flush()
         finally:
             target.reopen(read_only=True)
         if not keep and depth == 1:
-            _empty(disk, top)
+            top.watch = Watch(cancel=cancel)
+            with told(
+                f"'{target.filename}' holds everything;"
+                f" '{top.filename}' shows the same and may not be emptied yet: commit again"
+            ):
+                _empty(disk, top)
         return target.filename
 
 
@@ -83,12 +99,12 @@ def _copy_down(disk: Disk, base: Disk, depth: int, reporter: Reporter, pace: Pac
         if not extent.present or extent.depth >= depth:
             # Past the end of every layer above, a longer base may show something else.
             if extent.zero and extent.depth < depth:
-                base.write_zeroes(extent.offset, extent.length, unmap=True)
-            reporter.advance(extent.length)
+                _zero(base, extent, reporter)
+            else:
+                reporter.advance(extent.length, skipped=extent.length)
             continue
         if extent.zero:
-            base.write_zeroes(extent.offset, extent.length, unmap=True)
-            reporter.advance(extent.length)
+            _zero(base, extent, reporter)
             continue
         position = extent.offset
         while position < extent.end:
@@ -98,6 +114,14 @@ def _copy_down(disk: Disk, base: Disk, depth: int, reporter: Reporter, pace: Pac
             pace.advance(count)
             position += count
     reporter.finish()
+
+
+def _zero(base: Disk, extent: Extent, reporter: Reporter) -> None:
+    """Zero a range of the base, in pieces between which it can be stopped."""
+    for start in range(extent.offset, extent.end, ZERO_PIECE):
+        count = min(ZERO_PIECE, extent.end - start)
+        base.write_zeroes(start, count, unmap=True)
+        reporter.advance(count, zero=count)
 
 
 def _empty(disk: Disk, top: FormatNode) -> None:

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from blocklayer.base.align import align_down
 from blocklayer.base.buffers import is_zero
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.record import Record
-from blocklayer.base.units import SECTOR, MiB
+from blocklayer.base.units import MiB
 from blocklayer.core.disk import Disk
 from blocklayer.core.opening import FilenameLike
+from blocklayer.ops.compare_contents import compare_contents, first_difference
 from blocklayer.ops.open_image import open_disk
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
+
+    from blocklayer.core.trust import Trust
 
 PIECE = 2 * MiB
 
@@ -21,7 +25,8 @@ PIECE = 2 * MiB
 class CompareResult(Record, frozen=True):
     """The answer.
 
-    offset        of the first difference, rounded down to a sector; None if there is none
+    offset        of the first difference, rounded down to a sector (counted from where an image
+                  ends, if that is within a sector, as qemu-img does); None if there is none
     kind          ``content``; with `strict` also ``size`` and ``status`` (allocated or not)
     sizes_differ  the disks have different sizes; no difference by itself unless `strict`
     """
@@ -41,13 +46,15 @@ def compare(
     strict: bool = False,
     cache: str = "writeback",
     force_share: bool = False,
+    trust: Trust | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelToken | None = None,
 ) -> CompareResult:
     """Whether two images show a guest the same disk; a longer one must be zero at its end."""
+    shared: dict[str, Any] = {"cache": cache, "force_share": force_share, "trust": trust}
     with (
-        open_disk(first, format=first_format, cache=cache, force_share=force_share) as one,
-        open_disk(second, format=second_format, cache=cache, force_share=force_share) as two,
+        open_disk(first, format=first_format, **shared) as one,
+        open_disk(second, format=second_format, **shared) as two,
     ):
         return compare_disks(one, two, strict=strict, progress=progress, cancel=cancel)
 
@@ -66,12 +73,9 @@ def compare_disks(
         return CompareResult(False, None, "size", True)
     common = min(one.size, two.size)
     reporter = Reporter("compare", max(one.size, two.size), progress, cancel)
-    for left, right in zip_extents(one, two, common):
-        if strict and _status(left) != _status(right):
-            return CompareResult(False, left.offset, "status", sizes_differ)
-        found = _difference(one, two, left, right, reporter)
-        if found is not None:
-            return CompareResult(False, found, "content", sizes_differ)
+    found, kind = compare_contents(one, two, common, reporter, strict=strict)
+    if found is not None:
+        return CompareResult(False, found, kind, sizes_differ)
     longer = one if one.size > two.size else two
     for extent in longer.extents(common, longer.size - common):
         found = _nonzero(longer, extent, reporter)
@@ -81,55 +85,10 @@ def compare_disks(
     return CompareResult(True, sizes_differ=sizes_differ)
 
 
-def _status(extent: Extent) -> tuple[bool, bool, bool]:
-    return extent.data, extent.zero, extent.present
-
-
-def zip_extents(one: Disk, two: Disk, length: int) -> Iterator[tuple[Extent, Extent]]:
-    """Extents of both disks, cut so that each pair covers the same range."""
-    lefts, rights = one.extents(0, length), two.extents(0, length)
-    left, right = next(lefts, None), next(rights, None)
-    while left is not None and right is not None:
-        end = min(left.end, right.end)
-        yield _until(left, end), _until(right, end)
-        left = _from(left, end) if end < left.end else next(lefts, None)
-        right = _from(right, end) if end < right.end else next(rights, None)
-
-
-def _until(extent: Extent, end: int) -> Extent:
-    return extent.part(extent.offset, end - extent.offset)
-
-
-def _from(extent: Extent, start: int) -> Extent:
-    return extent.part(start, extent.end - start)
-
-
-def _difference(
-    one: Disk, two: Disk, left: Extent, right: Extent, reporter: Reporter
-) -> int | None:
-    """The first offset in a common extent where the disks differ."""
-    if left.zero and right.zero:
-        reporter.advance(left.length)
-        return None
-    if left.zero:
-        return _nonzero(two, right, reporter)
-    if right.zero:
-        return _nonzero(one, left, reporter)
-    position = left.offset
-    while position < left.end:
-        count = min(PIECE, left.end - position)
-        ours, theirs = one.read(position, count), two.read(position, count)
-        if ours != theirs:
-            return position + first_difference(ours, theirs)
-        reporter.advance(count)
-        position += count
-    return None
-
-
 def _nonzero(disk: Disk, extent: Extent, reporter: Reporter) -> int | None:
     """The first offset in an extent that does not read as zero."""
     if extent.zero:
-        reporter.advance(extent.length)
+        reporter.advance(extent.length, zero=extent.length)
         return None
     position = extent.offset
     while position < extent.end:
@@ -140,17 +99,3 @@ def _nonzero(disk: Disk, extent: Extent, reporter: Reporter) -> int | None:
         reporter.advance(count)
         position += count
     return None
-
-
-def first_difference(ours: bytes, theirs: bytes) -> int:
-    """The first sector that differs, as an offset in bytes."""
-    low, high = 0, len(ours)
-    while high - low > SECTOR:
-        middle = align_down((low + high) // 2 + SECTOR - 1, SECTOR)
-        if middle >= high or middle <= low:
-            break
-        if ours[low:middle] == theirs[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return align_down(low, SECTOR)

@@ -7,32 +7,40 @@ import contextlib
 import os
 from collections.abc import Sequence
 
-from blocklayer.base.errors import InvalidArgument, NotSupported
+from blocklayer.base.errors import BlocklayerError, InvalidArgument, IoError, NotSupported
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.record import Record
-from blocklayer.base.units import SECTOR, MiB
-from blocklayer.core.copy import ZERO_GRANULARITY, Concatenation, CopyOptions, CopyResult, copy
+from blocklayer.base.units import SECTOR, MiB, parse_size
+from blocklayer.core.copy import ZERO_GRANULARITY, Concatenation, CopyOptions, copy
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode
 from blocklayer.core.opening import FilenameLike, is_same_file, path_of
 from blocklayer.ops.create import create as create_image
-from blocklayer.ops.create import find_driver
+from blocklayer.ops.create import find_driver, remove
 from blocklayer.ops.open_image import open_disk
+from blocklayer.ops.told import tell_of_target
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any
 
+    from blocklayer.core.trust import Trust
+    from blocklayer.ops.resume import Resumable
+
 SPARSE_SIZE_MAX = 16 * MiB
 
 
 class ConvertResult(Record, frozen=True):
-    """What was done, in bytes: the disk's size, data written, zeroes; and what was unreadable."""
+    """What was done, in bytes: the disk's size, data written, zeroes; and what was unreadable.
+
+    resumed   bytes that an interrupted conversion had copied already
+    """
 
     size: int
     data: int
     zero: int
     salvaged: tuple[tuple[int, int], ...] = ()
+    resumed: int = 0
 
 
 def convert(
@@ -50,6 +58,9 @@ def convert(
     force_share: bool = False,
     rate_limit: int = 0,
     salvage: bool = False,
+    verify: bool = False,
+    resume: bool = False,
+    trust: Trust | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelToken | None = None,
 ) -> ConvertResult:
@@ -64,11 +75,19 @@ def convert(
     cache           of the target; the default does not flush
     rate_limit      bytes per second; 0 is no limit
     salvage         unreadable sectors of the source become zeroes
+    verify          read back what was written, and compare: a difference is an `IoError`
+    resume          keep what is copied if the conversion is interrupted, and go on with what an
+                    earlier one has left; ``docs/library.md`` tells how
+    trust           for sources that somebody else made: what they may ask for
 
     Raises `OpenError`, `CreateError`, `IoError`, `Cancelled` and others; then a target that was
-    created is removed again.
+    created is removed again, or with `resume` does not have its name yet.
     """
     _check_options(format, sparse_size, create, target_is_zero)
+    if verify and salvage:
+        raise InvalidArgument("What is salvaged differs from its source and cannot be verified")
+    if resume and (salvage or not create):
+        raise InvalidArgument("Only conversions into new images, not salvaging, can be resumed")
     names: list[FilenameLike]
     if isinstance(source, (str, os.PathLike, dict)):
         names = [source]
@@ -77,64 +96,196 @@ def convert(
     with contextlib.ExitStack() as stack:
         disks = [
             stack.enter_context(
-                open_disk(name, format=source_format, cache=source_cache, force_share=force_share)
+                open_disk(
+                    name,
+                    format=source_format,
+                    cache=source_cache,
+                    force_share=force_share,
+                    trust=trust,
+                )
             )
             for name in names
         ]
         if not disks:
             raise InvalidArgument("There is no source image")
         whole = disks[0] if len(disks) == 1 else Concatenation(disks)
-        wanted = dict(options or {})
-        made = None
         if create:
-            _refuse_same_file(disks, target)
-            made = _create_target(target, format or "raw", wanted, whole.size)
-        try:
-            with open_disk(target, mode="r+", format=format, cache=cache, discard="unmap") as disk:
-                if disk.size < whole.size:
-                    raise InvalidArgument("output file is smaller than input file")
-                result = _copy_into(
-                    whole,
-                    disk,
-                    CopyOptions(
-                        target_is_zero=target_is_zero or (create and _is_zero_when_new(disk)),
-                        sparse_size=sparse_size,
-                        only_differences=disk.backing is not None and not target_is_zero,
-                        salvage=salvage,
-                        rate_limit=rate_limit,
-                    ),
-                    Reporter("convert", whole.size, progress, cancel),
-                    new=create,
+            refuse_same_file(disks, target)
+        plan = _Plan(
+            whole,
+            disks,
+            target,
+            format,
+            dict(options or {}),
+            cache,
+            CopyOptions(
+                target_is_zero=target_is_zero,
+                sparse_size=sparse_size,
+                salvage=salvage,
+                rate_limit=rate_limit,
+            ),
+            create,
+            verify,
+            progress,
+            cancel,
+        )
+        return _convert_resumably(plan) if resume else _convert_at_once(plan)
+
+
+class _Plan(Record, frozen=True):
+    """A conversion whose sources are open."""
+
+    whole: Disk | Concatenation
+    disks: list[Disk]
+    target: FilenameLike
+    format: str | None
+    options: dict[str, Any]
+    cache: str
+    copying: CopyOptions
+    create: bool
+    verify: bool
+    progress: ProgressCallback | None
+    cancel: CancelToken | None
+
+    def reporter(self) -> Reporter:
+        """Counts what is copied, and then what is read back."""
+        total = self.whole.size * (2 if self.verify else 1)
+        return Reporter("convert", total, self.progress, self.cancel)
+
+    @property
+    def quiet(self) -> Reporter:
+        """Only knows whether to go on."""
+        return Reporter("convert", 0, None, self.cancel)
+
+    def open_target(self, target: FilenameLike, mode: str = "r+") -> Disk:
+        """The target, for writing or for being read back."""
+        return open_disk(
+            target,
+            mode=mode,
+            format=self.format,
+            cache=self.cache,
+            discard="unmap" if mode == "r+" else "ignore",
+        )
+
+    def copying_into(self, disk: Disk) -> CopyOptions:
+        """How to copy, now that the target is there."""
+        if disk.size < self.whole.size:
+            raise InvalidArgument("output file is smaller than input file")
+        known = self.copying.target_is_zero
+        return self.copying.replace(
+            target_is_zero=known or (self.create and is_zero_when_new(disk)),
+            only_differences=disk.backing is not None and not known,
+        )
+
+    def read_back(self, target: FilenameLike, reporter: Reporter) -> None:
+        """Raise `IoError` for what is not as it should be."""
+        from blocklayer.ops.verify import forget_cached, verify
+
+        if not isinstance(target, dict):
+            forget_cached(path_of(target))
+        with self.open_target(target, "r") as disk:
+            verify(self.whole, disk, new=self.create, reporter=reporter, quiet=self.quiet)
+
+
+def _convert_at_once(plan: _Plan) -> ConvertResult:
+    made = reporter = None
+    if plan.create:
+        made = _create_target(
+            plan.target, plan.format or "raw", dict(plan.options), plan.whole.size
+        )
+    try:
+        with plan.open_target(plan.target) as disk:
+            copying = plan.copying_into(disk)
+            reporter = plan.reporter()
+            result = copy(plan.whole, disk, copying, reporter)
+            _complete(plan.whole, disk, copying, new=plan.create)
+        if plan.verify:
+            plan.read_back(plan.target, reporter)
+        reporter.finish()
+    except BaseException as error:
+        if made is not None:
+            remove(made)
+        if reporter is not None:
+            tell_of_target(error, made or _shown(plan.target))
+        raise
+    return ConvertResult(plan.whole.size, result.data, result.zero, tuple(result.salvaged))
+
+
+def _shown(target: FilenameLike) -> str:
+    return "The target" if isinstance(target, dict) else os.fspath(target)
+
+
+def _convert_resumably(plan: _Plan) -> ConvertResult:
+    from blocklayer.ops import resume
+
+    if isinstance(plan.target, dict):
+        raise NotSupported("A target that is described by options must exist (create=False)")
+    if plan.cache == "unsafe":  # what is noted as copied must be on the storage
+        plan = plan.replace(cache="writeback")
+    options = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in plan.options.items()
+    }
+    job = resume.Job(
+        plan.format or "raw",
+        options,
+        plan.copying.sparse_size,
+        parse_size(options.get("size", plan.whole.size)),
+        resume.stamps(plan.disks),
+    )
+    work = resume.Resumable(path_of(plan.target), job)
+    try:
+        note = work.begin()
+        there = 0
+        reporter = plan.reporter()
+        if note.stage == resume.COPYING:
+            with plan.open_target(work.partial) as disk:
+                copying = plan.copying_into(disk)
+                there = resume.check_parts(disk, note, copying, reporter, plan.quiet)
+                resume.copy_parts(
+                    plan.whole,
+                    disk=disk,
+                    disks=plan.disks,
+                    job=work,
+                    note=note,
+                    options=copying,
+                    reporter=reporter,
+                    quiet=plan.quiet,
                 )
-        except BaseException:
-            if made is not None:
-                _remove(made)
-            raise
-    return ConvertResult(whole.size, result.data, result.zero, tuple(result.salvaged))
+                _complete(plan.whole, disk, copying, new=True)
+            if plan.verify:
+                _read_back_partial(plan, work, reporter)
+        work.finish(note)
+    except BlocklayerError as error:
+        resume.kept(error, work)
+        raise
+    reporter.finish()
+    return ConvertResult(plan.whole.size, note.data, note.zero, resumed=there)
 
 
-def _is_zero_when_new(disk: Disk) -> bool:
+def _read_back_partial(plan: _Plan, work: Resumable, reporter: Reporter) -> None:
+    try:
+        plan.read_back(work.partial, reporter)
+    except IoError as error:
+        if error.operation == "verify":
+            work.discard()
+        raise
+
+
+def is_zero_when_new(disk: Disk) -> bool:
+    """Whether a disk that was made just now reads as zeroes everywhere."""
     node = disk.node
     return isinstance(node, FormatNode) and node.backing is None and node.zero_when_new
 
 
-def _copy_into(
-    source: Disk | Concatenation,
-    disk: Disk,
-    options: CopyOptions,
-    reporter: Reporter,
-    *,
-    new: bool,
-) -> CopyResult:
-    result = copy(source, disk, options, reporter)
+def _complete(source: Disk | Concatenation, disk: Disk, options: CopyOptions, *, new: bool) -> None:
+    """What is left to do when everything is copied."""
     rest = disk.size - source.size
     if rest and new and options.only_differences:
         # A new target longer than the source shows zeroes there, not its backing file.
         disk.write_zeroes(source.size, rest)
     if options.target_is_zero and not options.sparse_size:
         _allocate_zeroes(source, disk)
-    reporter.finish()
-    return result
 
 
 def _allocate_zeroes(source: Disk | Concatenation, disk: Disk) -> None:
@@ -177,7 +328,7 @@ def _create_target(
     return path_of(target)
 
 
-def _refuse_same_file(disks: list[Disk], target: FilenameLike) -> None:
+def refuse_same_file(disks: list[Disk], target: FilenameLike) -> None:
     """Creating the target would empty a source before it is read."""
     if isinstance(target, dict):
         return
@@ -188,9 +339,3 @@ def _refuse_same_file(disks: list[Disk], target: FilenameLike) -> None:
             if is_same_file(node.filename, name):
                 raise InvalidArgument(f"'{name}' is part of the source and cannot be the target")
             node = node.backing
-
-
-def _remove(filename: str) -> None:
-    with contextlib.suppress(OSError):
-        if os.path.isfile(filename):
-            os.unlink(filename)

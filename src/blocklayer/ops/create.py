@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable
 
@@ -15,7 +16,7 @@ from blocklayer.base.errors import (
     NotSupported,
     OpenError,
 )
-from blocklayer.base.units import parse_size
+from blocklayer.base.units import INT64_MAX, SECTOR, parse_size
 from blocklayer.core import drivers
 from blocklayer.core.node import Node
 from blocklayer.core.opening import (
@@ -26,6 +27,7 @@ from blocklayer.core.opening import (
     is_same_file,
     path_of,
 )
+from blocklayer.ops.file_hints import FILE_OPTIONS, apply_hints, take_hints
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -49,20 +51,27 @@ def create(
     backing         name of the backing file, as it is to be stored (relative to the new image)
     backing_format  its format; probed if not given (raw is stored as "do not probe")
     check_backing   the backing file must exist and open; without it, `size` must be given
-    options         what the format offers: ``cluster_size``, ``table_size``, ``preallocation`` …
+    options         what the format offers: ``cluster_size``, ``table_size``, ``preallocation`` …,
+                    and what files offer: ``nocow``, ``extent_size_hint``
 
     Raises `CreateError`, and `LockError` if somebody uses the file.
     """
     path = os.fspath(filename)
     try:
         target = path_of(filename)
+    except OpenError as error:
+        raise CreateError(error.message, path) from error
+    except BlocklayerError as error:
+        raise CreateError(str(error), path) from error
+    try:
+        hints = take_hints(options)
         resolved = _resolve(target, format, size, backing, backing_format, check_backing, options)
     except BlocklayerError as error:
         raise CreateError(str(error), path) from error
     driver = drivers.load(format)
     assert driver.create is not None
-    _make(target, path, driver, resolved, locking)
-    return resolved
+    _make(target, path, driver, resolved, locking, hints)
+    return resolved | hints
 
 
 def _resolve(
@@ -80,10 +89,13 @@ def _resolve(
     _refuse_unsupported_backing(driver, backing, backing_format)
     resolved = dict(options)
     wanted = None if size is None else parse_size(size, "image size")
+    if wanted is not None and wanted > INT64_MAX - SECTOR:
+        raise _too_large(driver)  # it cannot even be rounded up to whole sectors
     if backing is not None and os.fspath(backing):
         name = os.fspath(backing)
         resolved["backing_file"] = name
         available = None
+        _refuse_itself(target, name)
         if check_backing:
             available, backing_format = _look_at_backing(target, name, backing_format)
         resolved["backing_fmt"] = backing_format
@@ -93,6 +105,10 @@ def _resolve(
     resolved["size"] = wanted
     assert driver.resolve is not None
     return driver.resolve(resolved)
+
+
+def _too_large(driver: drivers.Driver) -> InvalidArgument:
+    return InvalidArgument(f"The image size is too large for file format '{driver.name}'")
 
 
 def _refuse_unsupported_backing(
@@ -118,19 +134,24 @@ def refuse_unknown(
     driver: drivers.Driver, options: Iterable[str], *, but: tuple[str, ...] = ()
 ) -> None:
     """Raises `InvalidArgument` for an option the format has not, or that is among `but`."""
-    known = {option.name for option in driver.create_options} | {"preallocation"}
+    known = {option.name for option in (*driver.create_options, *FILE_OPTIONS)}
+    known.add("preallocation")
     for name in options:
         if name not in known or name in but:
             raise InvalidArgument(f"Invalid parameter '{name}'")
 
 
-def _look_at_backing(target: str, backing: str, format_name: str | None) -> tuple[int, str]:
-    """Size and format of the backing file, which must not be the image itself."""
-    name = backing_path(target, backing)
-    if is_same_file(name, target):
+def _refuse_itself(target: str, backing: str) -> None:
+    """An image that exists would be emptied by becoming its own backing file."""
+    if is_same_file(backing_path(target, backing), target):
         raise InvalidArgument(
             "Error: Trying to create an image with the same filename as the backing file"
         )
+
+
+def _look_at_backing(target: str, backing: str, format_name: str | None) -> tuple[int, str]:
+    """Size and format of the backing file."""
+    name = backing_path(target, backing)
     try:
         node = Opener(OpenFlags(backing_role=True), stored=True).open_name(name, format_name)
     except OpenError as error:
@@ -142,7 +163,12 @@ def _look_at_backing(target: str, backing: str, format_name: str | None) -> tupl
 
 
 def _make(
-    target: str, shown: str, driver: drivers.Driver, options: dict[str, Any], locking: str
+    target: str,
+    shown: str,
+    driver: drivers.Driver,
+    options: dict[str, Any],
+    locking: str,
+    hints: dict[str, Any],
 ) -> None:
     existed = os.path.lexists(target)
     try:
@@ -160,6 +186,7 @@ def _make(
                 # old image's tables must not show up behind the new one's header.
                 storage.flush()
             spoilt = True
+            apply_hints(target, hints)
             assert driver.create is not None
             driver.create(storage, options)
         finally:
@@ -167,7 +194,9 @@ def _make(
     except BaseException as error:
         # A file that was there and could not even be opened or locked keeps its content.
         if spoilt:
-            _remove(target)
+            remove(target)
+        if isinstance(error, IoError) and error.errno == errno.EFBIG:
+            raise CreateError(str(_too_large(driver)), shown) from error
         if isinstance(error, (IoError, OpenError)):
             raise CreateError(f"Could not create image: {error}", shown) from error
         raise
@@ -178,8 +207,10 @@ def _open_storage(target: str, locking: str) -> Node:
     return Opener(flags).open_options({"driver": "file", "filename": target})
 
 
-def _remove(target: str) -> None:
-    """Take back a regular file; devices stay."""
+def remove(target: str) -> None:
+    """Take back a regular file, also one that a link leads to; devices stay."""
     with contextlib.suppress(OSError):
         if os.path.isfile(target):
-            os.unlink(target)
+            os.unlink(os.path.realpath(target))
+            if os.path.islink(target):
+                os.unlink(target)

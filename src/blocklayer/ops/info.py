@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-
 from blocklayer.base.errors import ChainError, LockError, OpenError
 from blocklayer.base.record import Record, fresh
 from blocklayer.core.node import FormatNode, Node
@@ -16,10 +14,13 @@ from blocklayer.core.opening import (
     backing_path,
     file_identity,
 )
+from blocklayer.ops.shown_name import shown_name
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any
+
+    from blocklayer.core.trust import Reach, Trust
 
 
 class ImageInfo(Record, frozen=True):
@@ -29,6 +30,7 @@ class ImageInfo(Record, frozen=True):
     backing_filename       as stored in the image
     full_backing_filename  as seen from here; None if it cannot be told
     limits                 alignments and largest transfer; zero-ability: native, emulate or none
+    reaches                with a `Trust`: what the image asks for, and what would be refused
     """
 
     filename: str
@@ -42,6 +44,7 @@ class ImageInfo(Record, frozen=True):
     backing_format: str | None = None
     format_specific: dict[str, Any] = fresh(factory=dict)
     limits: dict[str, Any] = fresh(factory=dict)
+    reaches: list[Reach] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """QEMU's ImageInfo: its names, and only the members that apply."""
@@ -55,6 +58,7 @@ class ImageInfo(Record, frozen=True):
             "backing-filename": self.backing_filename,
             "backing-filename-format": self.backing_format,
             "dirty-flag": self.dirty_flag,
+            "reaches": None if self.reaches is None else [r.as_dict() for r in self.reaches],
         }
         return {name: value for name, value in members.items() if value is not None}
 
@@ -64,9 +68,14 @@ def info(
     *,
     format: str | None = None,
     force_share: bool = False,
+    trust: Trust | None = None,
 ) -> ImageInfo:
-    """Facts about one image. Raises `OpenError`."""
-    return _inspect(name, format, force_share)[0]
+    """Facts about one image. Raises `OpenError`.
+
+    With a `trust` for images that somebody else made, `reaches` tells what this one asks for.
+    Nothing of that is opened or even looked for, and it is told rather than refused.
+    """
+    return _inspect(name, format, force_share, trust=trust)[0]
 
 
 def info_chain(
@@ -74,8 +83,14 @@ def info_chain(
     *,
     format: str | None = None,
     force_share: bool = False,
+    trust: Trust | None = None,
 ) -> list[ImageInfo]:
-    """Facts about an image and everything below it, top first. Raises `OpenError`, `ChainError`."""
+    """Facts about an image and everything below it, top first. Raises `OpenError`, `ChainError`.
+
+    With a `trust` the chain is opened as `blocklayer.open` would: what it forbids is an error.
+    """
+    if trust is not None:
+        return _trusted_chain(name, format, force_share, trust)
     chain: list[ImageInfo] = []
     seen: set[tuple[int, int]] = set()
     next_name: FilenameLike | None = name
@@ -97,17 +112,42 @@ def info_chain(
     return chain
 
 
+def _trusted_chain(
+    name: FilenameLike, format_name: str | None, force_share: bool, trust: Trust
+) -> list[ImageInfo]:
+    """By the very descriptors that were found to be good: names could mean other files by now."""
+    flags = OpenFlags(force_share=force_share, trust=trust)
+    top = Opener(flags).open_name(name, format_name)
+    try:
+        chain: list[ImageInfo] = []
+        node: Node | None = top
+        while node is not None:
+            shown = node.filename if chain else shown_name(name, node)
+            chain.append(_describe(node, shown, trust))
+            trust = trust.anchored(node.filename)
+            node = node.backing if isinstance(node, FormatNode) else None
+        return chain
+    finally:
+        top.close()
+
+
 def _inspect(
-    name: FilenameLike, format_name: str | None, force_share: bool, *, stored: bool = False
+    name: FilenameLike,
+    format_name: str | None,
+    force_share: bool,
+    *,
+    stored: bool = False,
+    trust: Trust | None = None,
 ) -> tuple[ImageInfo, tuple[int, int] | None]:
+    if trust is not None:
+        trust.check_given(name)
     flags = OpenFlags(force_share=force_share, backing_chain=False)
     try:
         node = Opener(flags, stored=stored).open_name(name, format_name)
     except OpenError as error:
         node = _open_shared_raw(name, format_name, error)
     try:
-        shown = os.fspath(name) if not isinstance(name, dict) else node.filename
-        return _describe(node, shown), file_identity(node)
+        return _describe(node, shown_name(name, node), trust), file_identity(node)
     finally:
         node.close()
 
@@ -124,7 +164,7 @@ def _open_shared_raw(name: FilenameLike, format_name: str | None, error: OpenErr
     return node
 
 
-def _describe(node: Node, shown: str) -> ImageInfo:
+def _describe(node: Node, shown: str, trust: Trust | None) -> ImageInfo:
     specific = dict(node.info())
     backing = node.backing_filename if isinstance(node, FormatNode) else None
     full = None
@@ -145,7 +185,16 @@ def _describe(node: Node, shown: str) -> ImageInfo:
         backing_format=node.backing_format if isinstance(node, FormatNode) else None,
         format_specific=specific,
         limits=_limits(node),
+        reaches=_reaches(node, trust),
     )
+
+
+def _reaches(node: Node, trust: Trust | None) -> list[Reach] | None:
+    if trust is None or not isinstance(node, FormatNode):
+        return None
+    from blocklayer.core.trust import reaches
+
+    return reaches(node, trust)
 
 
 def _limits(node: Node) -> dict[str, Any]:

@@ -7,6 +7,10 @@ from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.disk import Disk
 from blocklayer.core.opening import FilenameLike, Opener, OpenFlags, cache_mode
 
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.core.trust import Trust
+
 
 def open_disk(
     name: FilenameLike,
@@ -20,6 +24,7 @@ def open_disk(
     force_share: bool = False,
     backing_chain: bool = True,
     stats: bool = False,
+    trust: Trust | None = None,
 ) -> Disk:
     """Open a disk image and everything it is backed by.
 
@@ -34,8 +39,9 @@ def open_disk(
     force_share    read although somebody else writes (``-U``)
     backing_chain  open backing files too; without them, what they hold reads as zeroes
     stats          count requests, bytes and times: the disk is a `CountingDisk` with `stats`
+    trust          a `Trust` for an image that somebody else made: what it may ask for
 
-    Raises `OpenError`, `LockError`, `ChainError`, `InvalidArgument`.
+    Raises `OpenError`, `Refused`, `LockError`, `ChainError`, `InvalidArgument`.
     """
     if mode not in ("r", "r+"):
         raise InvalidArgument(f"Invalid mode {mode!r}: use 'r' or 'r+'")
@@ -48,6 +54,7 @@ def open_disk(
         locking=locking,
         force_share=force_share,
         backing_chain=backing_chain,
+        trust=trust,
     )
     return open_with(
         name, flags, format=format, discard=discard, detect_zeroes=detect_zeroes, stats=stats

@@ -15,6 +15,7 @@ from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode
 from blocklayer.core.opening import FilenameLike, backing_path
 from blocklayer.ops.open_image import open_disk
+from blocklayer.ops.told import told
 
 PIECE = 2 * MiB
 
@@ -51,8 +52,12 @@ def rebase(
                 )
                 backing_format = backing_format or below.format
             if not unsafe:
-                _copy_differences(disk, below, Reporter("rebase", disk.size, progress, cancel))
-                disk.flush()
+                with told(
+                    f"'{node.filename}' has the backing file it had, and shows the same:"
+                    " what was copied into it so far does no harm"
+                ):
+                    _copy_differences(disk, below, Reporter("rebase", disk.size, progress, cancel))
+                    disk.flush()
         node.change_backing(wanted, backing_format)
 
 
@@ -65,25 +70,28 @@ def _copy_differences(disk: Disk, below: Disk | None, reporter: Reporter) -> Non
     done = 0
     for extent in disk.extents():
         if extent.present and extent.depth == 0:
-            reporter.advance(max(0, extent.end - done))
+            own = max(0, extent.end - done)
+            reporter.advance(own, skipped=own)
             done = max(done, extent.end)
             continue
         end = min(align_up(extent.end, unit), disk.size)
         while done < end:
             stop = min(end, align_down(done, PIECE) + PIECE)
-            _copy_range(disk, below, done, stop)
-            reporter.advance(stop - done)
+            copied, zero = _copy_range(disk, below, done, stop)
+            reporter.advance(stop - done, zero=zero, skipped=stop - done - copied - zero)
             done = stop
     reporter.finish()
 
 
-def _copy_range(disk: Disk, below: Disk | None, start: int, end: int) -> None:
+def _copy_range(disk: Disk, below: Disk | None, start: int, end: int) -> tuple[int, int]:
+    """Bytes stored in the overlay, as data and as zeroes."""
     unit = disk.node.limits.opt_transfer or 1
     shown = disk.read(start, end - start)
     future = read_short(below, start, end - start)
     if shown == future:
-        return
+        return 0, 0
     writes = []
+    zero = 0
     position = start
     while position < end:
         stop = min(align_down(position, unit) + unit, end)
@@ -93,10 +101,12 @@ def _copy_range(disk: Disk, below: Disk | None, start: int, end: int) -> None:
             # A part of a cluster reads as zeroes already, by the backing file that is to go.
             if whole and is_zero(old):
                 disk.write_zeroes(position, stop - position)
+                zero += stop - position
             else:
                 writes.append((position, old))
         position = stop
     disk.write_many(writes)
+    return sum(len(data) for _, data in writes), zero
 
 
 def read_short(disk: Disk | None, offset: int, length: int) -> bytes:

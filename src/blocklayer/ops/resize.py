@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from blocklayer.base.errors import InvalidArgument
+from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter, Watch
 from blocklayer.base.units import parse_size
+from blocklayer.core.disk import Disk
 from blocklayer.core.opening import FilenameLike
 from blocklayer.ops.open_image import open_disk
+from blocklayer.ops.told import told
 
 
 def resize(
@@ -16,10 +19,13 @@ def resize(
     format: str | None = None,
     shrink: bool = False,
     preallocation: str = "off",
+    progress: ProgressCallback | None = None,
+    cancel: CancelToken | None = None,
 ) -> int:
     """Give an image another size; returns the size it has then, in bytes.
 
     New bytes read as zeroes. Making a disk smaller loses what is cut off, and needs `shrink`.
+    What may take long, and can be stopped, is giving space back.
     """
     wanted = parse_size(size, "image size")
     with open_disk(name, mode="r+", format=format) as disk:
@@ -29,6 +35,25 @@ def resize(
                 "Shrinking an image will delete all data beyond the shrunken image's end."
                 " Before performing such an operation, make sure there is no important data there."
             )
+        reporter = Reporter("resize", abs(wanted - disk.size), progress, cancel)
+        if wanted < disk.size:
+            # Formats that give space back tell of that, as stages of their own.
+            disk.node.watch = Watch(progress, cancel)
         if wanted != disk.size:
-            disk.resize(wanted, preallocation=preallocation)
+            before = disk.size
+            with told(lambda: _state(disk, before)):
+                disk.resize(wanted, preallocation=preallocation)
+            if wanted > before:
+                reporter.finish()
         return disk.size
+
+
+def _state(disk: Disk, before: int) -> str:
+    """What has become of an image whose size was to change."""
+    size = disk.node.size
+    if size == before:
+        return f"'{disk.filename}' has the size it had, {size} bytes"
+    return (
+        f"'{disk.filename}' has {size} bytes now, but space may be left in its file that nothing"
+        " uses: 'blk check -r leaks' gives it back"
+    )

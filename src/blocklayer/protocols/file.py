@@ -13,9 +13,10 @@ import stat
 import threading
 
 from blocklayer.base.buffers import Vector, fill_zero, slice_vector, vector_length
-from blocklayer.base.errors import InvalidArgument, IoError, NotSupported, OpenError
+from blocklayer.base.errors import InvalidArgument, IoError, NotSupported, OpenError, ReadOnly
 from blocklayer.base.extent import DATA, ZERO
 from blocklayer.base.options import OptionTree, parse_bool
+from blocklayer.core.beneath import Located
 from blocklayer.core.drivers import PROTOCOL, Driver
 from blocklayer.core.node import EMULATE, NATIVE, Mapped, Node
 from blocklayer.core.opening import Opener, OpenFlags
@@ -34,14 +35,19 @@ class FileNode(Node):
 
     driver = "file"
 
-    def __init__(self, filename: str, flags: OpenFlags) -> None:
+    def __init__(self, filename: str, flags: OpenFlags, located: Located | None = None) -> None:
         super().__init__(filename, read_only=flags.read_only)
         self._flags = flags
         self._size_lock = threading.Lock()
         self._flush_failed = False
+        self._flush_lock = threading.Lock()
         self._has_holes = hasattr(os, "SEEK_DATA")
         self.abilities = file_zero.Abilities()
-        self.descriptor = self._open_descriptor(flags.read_only)
+        self._was_located = located is not None
+        if located is None:
+            self.descriptor = self._open_descriptor(flags.read_only)
+        else:
+            self.descriptor = located.take()
         try:
             status = os.fstat(self.descriptor)
             self._require_storage(status)
@@ -178,6 +184,16 @@ class FileNode(Node):
             if end > self.size:
                 self._ftruncate(end)
 
+    def share(self, descriptor: int, source_offset: int, offset: int, length: int) -> None:
+        """Refer to another file's blocks. Raises `NotSupported`, `IoError`."""
+        from blocklayer.protocols import file_share
+
+        with self._size_lock:
+            file_share.share(
+                self.descriptor, self.filename, offset, descriptor, source_offset, length
+            )
+            self.size = max(self.size, offset + length)
+
     def discard(self, offset: int, length: int) -> None:
         """Punch a hole; a file system that cannot leaves the bytes as they are."""
         length = min(length, self.size - offset)
@@ -188,19 +204,23 @@ class FileNode(Node):
         """fdatasync. After a failure every later flush fails too.
 
         The kernel reports a lost write once and then forgets it: a later fsync would succeed over
-        data that never reached the disk.
+        data that never reached the disk. So would one at the same time: they come one by one.
         """
         if self._flags.cache.no_flush or self.read_only:
             return
-        if self._flush_failed:
-            raise IoError(
-                "an earlier flush failed, so data may be lost", self.filename, errno.EIO, "flush"
-            )
-        try:
-            getattr(os, "fdatasync", os.fsync)(self.descriptor)
-        except OSError as error:
-            self._flush_failed = True
-            raise IoError.from_os(error, "flush", self.filename) from None
+        with self._flush_lock:
+            if self._flush_failed:
+                raise IoError(
+                    "an earlier flush failed, so data may be lost",
+                    self.filename,
+                    errno.EIO,
+                    "flush",
+                )
+            try:
+                getattr(os, "fdatasync", os.fsync)(self.descriptor)
+            except OSError as error:
+                self._flush_failed = True
+                raise IoError.from_os(error, "flush", self.filename) from None
 
     def truncate(self, size: int, preallocation: str = "off") -> None:
         """Change the file's length."""
@@ -287,6 +307,8 @@ class FileNode(Node):
             return
         if self._flags.force_share and not read_only:
             raise InvalidArgument("force-share=on can only be used with read-only images")
+        if self._was_located:
+            raise ReadOnly(f"'{self.filename}' is below an image that is not trusted: read-only")
         descriptor = self._open_descriptor(read_only)
         old = self.descriptor
         if self._lock is not None:
@@ -333,7 +355,10 @@ def _open(opener: Opener, options: OptionTree) -> Node:
     aio = options.pop("aio", "threads")
     if aio not in ("threads", "native", "io_uring"):
         raise InvalidArgument(f"Invalid parameter 'aio': '{aio}'")
-    return FileNode(filename, flags.replace(locking=locking))
+    located = options.pop("located", None)
+    if located is not None and not isinstance(located, Located):
+        raise InvalidArgument("Invalid parameter 'located'")
+    return FileNode(filename, flags.replace(locking=locking), located)
 
 
 DRIVER = Driver(name="file", kind=PROTOCOL, open=_open)

@@ -22,11 +22,12 @@ from array import array
 from collections.abc import Iterator
 from itertools import groupby, islice
 
-from blocklayer.base.errors import BlocklayerError, IoError, NotSupported
+from blocklayer.base.errors import BlocklayerError, Cancelled, IoError, NotSupported
 from blocklayer.base.units import MiB
-from blocklayer.core.checking import PROBLEMS_KEPT, CheckResult, Problem, Repair
+from blocklayer.core.checking import CheckResult, Problem, Repair
 from blocklayer.core.io import data_runs, zero_range
 from blocklayer.core.node import UNMAP, Node
+from blocklayer.core.rehearsal import Rehearsal
 from blocklayer.formats.qed import quick_check
 from blocklayer.formats.qed.driver import QedNode
 from blocklayer.formats.qed.header import read_bytes
@@ -148,6 +149,15 @@ class ClusterMap:
                 yield base + position + first, count
                 position += first + count
 
+    def count(self, start: int) -> int:
+        """How many clusters from `start` on are marked."""
+        total = 0
+        for number, page in self._pages.items():
+            base = number * _PAGE
+            if base + _PAGE > start:
+                total += (int.from_bytes(page, "little") >> max(0, start - base)).bit_count()
+        return total
+
     def last_used(self) -> int:
         """The highest marked cluster; -1 if there is none."""
         for number in sorted(self._pages, reverse=True):
@@ -188,7 +198,7 @@ class Checker:
         self.copy_shared = copy_shared
         self.geometry = node.geometry
         self.used = ClusterMap(node.file_end // node.cluster_size)
-        self.result = CheckResult(node.filename, node.driver)
+        self.result = CheckResult(node.filename, node.driver, problems_max=node.problems_max)
         self.result.total_clusters = self.geometry.clusters(node.size)
         self.contested = set(contested)
         """Offsets of tables of whose clusters others claim some, as far as is known."""
@@ -200,6 +210,8 @@ class Checker:
         self._end = node.file_end
         """Repair makes the file longer; what pointed behind its end must stay invalid."""
         self._copied = 0
+        self._too_large_to_copy: set[int] = set()
+        """Offsets of shared tables."""
         self._last_host = 0
 
     def scan(self) -> CheckResult:
@@ -208,7 +220,9 @@ class Checker:
         self.used.mark(0, header.header_size)
         self.used.mark(self._cluster(header.l1_table_offset), self.geometry.table_size)
         cleared: list[int] = []
+        reporter = self.node.reporter("repair" if self.repair else "check", self.node.size)
         for index, table in self._entries(header.l1_table_offset, "the L1 table"):
+            reporter.reach(min(self.geometry.guest_offset(index, 0), self.node.size))
             if not self._check_table(index, table):
                 continue
             if cleared and cleared[-1] // SLICE_ENTRIES != index // SLICE_ENTRIES:
@@ -217,6 +231,7 @@ class Checker:
             cleared.append(index)
         if cleared:
             self._clear_l1(cleared)
+        reporter.finish()
         return self.result
 
     def _clear_l1(self, indexes: list[int]) -> None:
@@ -249,6 +264,7 @@ class Checker:
                 "clear the entry: what the table mapped reads as unallocated",
                 place,
                 fixed=self.repair.errors,
+                **self._in_l1(index, table),
             )
             return self.repair.errors
         if table in self._tables_seen:
@@ -272,6 +288,7 @@ class Checker:
             "give the entry a copy of the table and of its clusters",
             place,
             fixed=fixed,
+            **self._in_l1(index, table),
         )
 
     def _overlapping_table(self, index: int, table: int, place: int, alone: list[int]) -> None:
@@ -282,6 +299,7 @@ class Checker:
             "give the entry a copy of the table",
             place,
             fixed=fixed,
+            **self._in_l1(index, table),
         )
         repair = self.repair
         self.contested.add(table)
@@ -358,6 +376,12 @@ class Checker:
         problem = self.node.cluster_problem(entry) or self._behind(entry, self.node.cluster_size)
         if problem is None and not beyond and not self.used.mark(self._cluster(entry)):
             return False
+        where = {
+            "l1_index": l1_index,
+            "l2_index": index,
+            "guest_offset": guest,
+            "cluster": entry,
+        }
         what = f"L2 entry {index} of table {l1_index} (guest offset {guest:#x}): the cluster at"
         if problem is not None:
             self._corruption(
@@ -365,10 +389,11 @@ class Checker:
                 "clear the entry: the cluster reads as unallocated",
                 place,
                 fixed=self.repair.errors,
+                **where,
             )
             return self.repair.errors
         if beyond:
-            return self._beyond_the_end(what, entry, place)
+            return self._beyond_the_end(what, entry, place, where)
         self._contest(entry)
         fixed = self.repair.errors and self.copy_shared and self._may_copy(1)
         if fixed:
@@ -378,6 +403,7 @@ class Checker:
             "give the entry a copy of the cluster",
             place,
             fixed=fixed,
+            **where,
         )
         return False
 
@@ -389,7 +415,7 @@ class Checker:
         starts = range(cluster, cluster - self.geometry.table_bytes, -size)
         self.contested.update(self._tables_seen.intersection(starts))
 
-    def _beyond_the_end(self, what: str, entry: int, place: int) -> bool:
+    def _beyond_the_end(self, what: str, entry: int, place: int, where: dict[str, int]) -> bool:
         """A cluster that no guest can reach is wasted space; without the entry it is a leak."""
         self.beyond = True
         fix = self.repair.leaks
@@ -402,12 +428,20 @@ class Checker:
                 "clear the entry and give the cluster back",
                 fixed=fix,
                 offset=place,
+                **where,
             )
         )
         return fix
 
-    def _corruption(self, message: str, remedy: str, offset: int, *, fixed: bool) -> None:
-        self.result.report(Problem("corruption", message, remedy, fixed, offset))
+    def _corruption(
+        self, message: str, remedy: str, offset: int, *, fixed: bool, **where: int
+    ) -> None:
+        self.result.report(Problem("corruption", message, remedy, fixed, offset, **where))
+
+    def _in_l1(self, index: int, table: int) -> dict[str, int]:
+        """What an L1 entry concerns."""
+        guest = self.geometry.guest_offset(index, 0)
+        return {"l1_index": index, "guest_offset": guest, "cluster": table}
 
     # --- resolving double references --------------------------------------------------------------
 
@@ -436,11 +470,15 @@ class Checker:
         clusters = self.geometry.table_size
         if not self._may_copy(clusters):
             return False
+        if table in self._too_large_to_copy:
+            return False
         clusters += sum(
             self._is_worth_a_copy(l1_index, index, entry)
             for index, entry in self._entries(table, f"L2 table {l1_index}")
         )
         if not self._may_copy(clusters):
+            # Counting again for each L1 entry that names it could take for ever.
+            self._too_large_to_copy.add(table)
             return False
         copy = self._copy_bytes(table, self.geometry.table_bytes)
         entries = self._entries(table, f"L2 table {l1_index}")
@@ -483,13 +521,21 @@ class Checker:
         if not leaked:
             return
         described = 0
-        for first, count in islice(self.used.free_runs(), PROBLEMS_KEPT):
-            offset = first * self.node.cluster_size
-            message = f"{count} leaked clusters at {offset:#x}: nothing references them"
-            problem = Problem("leak", message, "give them back to the file system", offset=offset)
+        size = self.node.cluster_size
+        for first, count in islice(self.used.free_runs(), self.result.problems_max):
+            offset = first * size
+            problem = Problem(
+                "leak",
+                f"{count} leaked clusters at {offset:#x}: nothing references them",
+                "give them back to the file system",
+                offset=offset,
+                cluster=offset,
+                length=count * size,
+            )
             self.result.report(problem, count)
             described += count
         self.result.leaks += leaked - described
+        self.result.more = self.result.more or described < leaked
 
 
 def _without(entries: array[int], indexes: list[int]) -> array[int]:
@@ -503,6 +549,9 @@ def _without(entries: array[int], indexes: list[int]) -> array[int]:
 
 def copy_within(file: Node, source: int, target: int, length: int) -> None:
     """Copy bytes inside a file, in bounded pieces; holes stay holes."""
+    if isinstance(file, Rehearsal):
+        file.copy_within(source, target, length)
+        return
     done = 0
     for start, count in data_runs(file, source, length):
         if start - source > done:
@@ -561,6 +610,8 @@ def _give_leaks_back(node: QedNode, checker: Checker) -> None:
     result = checker.result
     try:
         given_back = compact(node, checker.used)
+    except Cancelled:
+        raise
     except BlocklayerError as error:
         result.report(Problem("error", f"Giving leaked clusters back failed: {error}"))
         return
@@ -568,8 +619,8 @@ def _give_leaks_back(node: QedNode, checker: Checker) -> None:
     result.leaks_fixed += given_back
     if not result.leaks:
         result.problems = [
-            Problem(p.kind, p.message, p.remedy, p.fixed or p.kind == "leak", p.offset)
-            for p in result.problems
+            problem.replace(fixed=problem.fixed or problem.kind == "leak")
+            for problem in result.problems
         ]
 
 

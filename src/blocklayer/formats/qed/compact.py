@@ -19,6 +19,7 @@ from blocklayer.formats.qed.layout import SLICE_ENTRIES, ZERO_CLUSTER
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from blocklayer.base.progress import Reporter
     from blocklayer.formats.qed.check import ClusterMap
     from blocklayer.formats.qed.driver import QedNode
 
@@ -60,17 +61,20 @@ def compact(node: QedNode, used: ClusterMap) -> int:
     before = node.file_end
     if not node.file.grows_zeroed:
         return 0
+    size = node.cluster_size
+    reporter = node.reporter("give space back", used.count(used.used) * size)
     while used.clusters > used.used:
-        mover = _Mover(node, used)
+        mover = _Mover(node, used, reporter)
         if not (mover.move_tables() or mover.make_room() or mover.slide_one()):
             mover.move_data()
             break
-    end = (used.last_used() + 1) * node.cluster_size
+    end = (used.last_used() + 1) * size
     node.file.flush()
     node.file.truncate(end)
     node.file_end = end
-    used.clusters = end // node.cluster_size
-    return (before - end) // node.cluster_size
+    used.clusters = end // size
+    reporter.finish()
+    return (before - end) // size
 
 
 class _Mover:
@@ -80,8 +84,9 @@ class _Mover:
     clusters behind it.
     """
 
-    def __init__(self, node: QedNode, used: ClusterMap) -> None:
+    def __init__(self, node: QedNode, used: ClusterMap, reporter: Reporter) -> None:
         self._node = node
+        self._reporter = reporter
         self._used = used
         self._size = node.cluster_size
         self._table_clusters = node.geometry.table_size
@@ -119,10 +124,12 @@ class _Mover:
         node.file.flush()
         node.tables.forget()
         self._used.unmark(table // self._size, self._table_clusters)
+        self._reporter.advance(self._table_clusters * self._size)
 
     def _copy(self, source: int, target: int, clusters: int) -> None:
         from blocklayer.formats.qed.check import copy_within
 
+        self._reporter.check()
         copy_within(self._node.file, source, target, clusters * self._size)
         self._used.mark(target // self._size, clusters)
 
@@ -206,6 +213,7 @@ class _Mover:
         node.file.flush()
         for source, _ in moves:
             self._used.unmark(source // self._size)
+        self._reporter.advance(len(moves) * self._size)
 
 
 def _best_window(holes: set[int], data: set[int], clusters: int, end: int) -> int | None:

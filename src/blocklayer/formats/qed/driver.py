@@ -46,6 +46,7 @@ from blocklayer.formats.qed.header import (
     write_header,
 )
 from blocklayer.formats.qed.layout import (
+    ENTRY_SIZE,
     F_BACKING_FILE,
     F_NEED_CHECK,
     SLICE_BYTES,
@@ -65,6 +66,11 @@ NEED_CHECK_IDLE_SECONDS = 5.0
 
 _NO_ENTRY = -1
 
+_ALIKE = {
+    entry: array("Q", [entry] * SLICE_ENTRIES).tobytes() for entry in (UNALLOCATED, ZERO_CLUSTER)
+}
+"""Slices whose entries are all the same."""
+
 NEW_SLICES_MAX = 2048
 """Slices of new tables (4 KiB each) that wait in memory for the flush that they share."""
 
@@ -80,6 +86,7 @@ class QedNode(FormatNode):
         super().__init__(file, read_only=flags.read_only)
         self.header, self.geometry = read_header(file)
         self.cluster_size = self.geometry.cluster_size
+        self.table_bytes = self.geometry.table_bytes
         self.limits.zero_alignment = self.limits.opt_transfer = self.cluster_size
         self.size = self.header.image_size
         self.backing_filename, self.backing_format = read_backing_name(file, self.header)
@@ -122,12 +129,12 @@ class QedNode(FormatNode):
 
     def activate(self) -> None:
         """Read-write opening: forget unknown autoclear features, check an image left dirty."""
-        if self.read_only or self._flags.check:
+        if self.read_only:
             return
         if self.header.autoclear_features:
             self._update_header(autoclear_features=0)
             self.file.flush()
-        if self.needs_check:
+        if self.needs_check and not self._flags.check:
             self._check_left_dirty()
 
     def _check_left_dirty(self) -> None:
@@ -210,7 +217,7 @@ class QedNode(FormatNode):
         within = geometry.in_cluster(offset)
         index = geometry.slice_index(offset)
         stop = min(SLICE_ENTRIES, index + geometry.clusters(within + length))
-        if entries is None or stop - index < 2:
+        if entries is None or stop - index < 2 or _all_alike(entries, index, stop):
             return [self.map(offset, length)]
         runs = self._runs(entries[index:stop])
         if len(runs) < 2:  # none that is valid, or one that may go on behind the slice
@@ -363,7 +370,7 @@ class QedNode(FormatNode):
                 partial = plan.head > 0 or plan.tail > 0
                 plan.host, plan.fresh = self._allocate(plan.length, extend=partial)
         except BaseException:
-            self._end_allocation(1)
+            self._end_allocation([plan])
             raise
         return plan
 
@@ -445,9 +452,13 @@ class QedNode(FormatNode):
                 self._arm_idle_timer(NEED_CHECK_IDLE_SECONDS)
             self._uncommitted += 1
 
-    def _end_allocation(self, count: int) -> None:
+    def _end_allocation(self, plans: Sequence[WritePlan]) -> None:
+        """They are committed or abandoned; or both, if an interrupt comes between."""
         with self._lock:
-            self._uncommitted -= count
+            for plan in plans:
+                if not plan.ended:
+                    plan.ended = True
+                    self._uncommitted -= 1
             self._last_allocation = time.monotonic()
 
     def abandon_writes(self, plans: Sequence[WritePlan]) -> None:
@@ -458,12 +469,12 @@ class QedNode(FormatNode):
                     continue
                 try:
                     if self.file.grows_zeroed:
+                        self._cut = True
                         self.file.truncate(plan.host)
                         self.file_end = plan.host
-                        self._cut = True
                 except BlocklayerError:
                     continue  # it stays leaked; the failure that led here is being reported
-        self._end_allocation(len(plans))
+        self._end_allocation(plans)
 
     # --- making it visible ----------------------------------------------------------------------
 
@@ -476,6 +487,10 @@ class QedNode(FormatNode):
         if must_flush and all(self.tables.l1_entry(index) for index in by_table):
             self.flush()  # here and not below, where others would wait for it
             must_flush = False
+        # From here on they may be in use, however this ends: by an error, or by an interrupt after
+        # all is done. Space that may be in use is never handed out again.
+        for plan in plans:
+            plan.may_be_visible = True
         with self._lock:
             try:
                 new = {
@@ -491,12 +506,9 @@ class QedNode(FormatNode):
                     if index not in new:
                         self._commit_to_table(index, group)
             except BaseException:
-                # What reached the disk is not known: never hand out this space again.
-                self._keep_need_check = True
-                for plan in plans:
-                    plan.may_be_visible = True
+                self._keep_need_check = True  # what reached the disk is not known
                 raise
-        self._end_allocation(len(plans))
+        self._end_allocation(plans)
 
     def _commit_to_table(self, l1_index: int, plans: list[WritePlan]) -> None:
         """A slice is written once, from its first to its last change."""
@@ -716,7 +728,7 @@ class QedNode(FormatNode):
         from blocklayer.formats.qed.backing import store_backing
 
         with self._lock:
-            if self.needs_check and self._marked_by_us:
+            if self.needs_check and self._marked_by_us and not self._keep_need_check:
                 self._clear_need_check()
             store_backing(self, name, format_name)
         self.backing_filename = name
@@ -731,11 +743,19 @@ class QedNode(FormatNode):
         }
 
 
+def _all_alike(entries: array[int], start: int, end: int) -> bool:
+    """Whether some entries are all unallocated, or all zero clusters."""
+    alike = _ALIKE.get(entries[start])
+    return alike is not None and entries[start:end].tobytes() == alike[: (end - start) * ENTRY_SIZE]
+
+
 def _run(entries: array[int], index: int, entry: int, limit: int, cluster: int) -> int:
     """Entries from `index` on that continue `entry`, at most `limit`, within the slice."""
     end = min(index + limit, SLICE_ENTRIES)
     position = index + 1
     if entry <= ZERO_CLUSTER:
+        if _all_alike(entries, index, end):
+            return end - index
         while position < end and entries[position] == entry:
             position += 1
     else:

@@ -55,13 +55,16 @@ class _Look:
         l1 = node.header.l1_table_offset
         self._use(0, node.header.header_size)
         self._use(geometry.clusters(l1), geometry.table_size)
+        reporter = node.reporter("check", node.size)
         for index, table in node.tables.scan(l1):
             if node.table_problem(table) is not None:
                 raise Doubt
             self._use(geometry.clusters(table), geometry.table_size)
             self._table(table, node.size - geometry.guest_offset(index, 0))
+            reporter.reach(min(geometry.guest_offset(index + 1, 0), node.size))
         if not self._metadata + tally.allocated == tally.distinct == self._clusters:
             raise Doubt
+        reporter.finish()
         return CheckResult(
             node.filename,
             node.driver,
@@ -84,6 +87,8 @@ class _Look:
         limit = node.geometry.clusters(max(visible, 0)) * ENTRY_SIZE
         position = expected = 0
         while position < end:
+            if node.watch is not None:
+                node.watch.check()
             size = min(CHUNK_BYTES, end - position)
             hole = resolve(node.file, table + position, end - position)
             if hole.zero and hole.length >= size:

@@ -98,6 +98,15 @@ def _clear_entries(node: QedNode, start: int) -> None:
     tables = node.tables
     first_table, first_index = geometry.l1_index(start), geometry.l2_index(start)
     kept = first_table + bool(first_index)
+    try:
+        _clear_from(node, first_table, first_index, kept)
+    finally:
+        tables.forget()
+
+
+def _clear_from(node: QedNode, first_table: int, first_index: int, kept: int) -> None:
+    """Clear L1 entries from `kept` on, and the end of the table before if it stays in part."""
+    tables = node.tables
     cleared = -1
     for index, table in tables.scan(node.header.l1_table_offset):
         if index == first_table and first_index:
@@ -107,7 +116,6 @@ def _clear_entries(node: QedNode, start: int) -> None:
             cleared = index // SLICE_ENTRIES
             first = max(kept - cleared * SLICE_ENTRIES, 0)
             tables.write_l1_entries(cleared, first, _unallocated(first))
-    tables.forget()
 
 
 def _clear_table(node: QedNode, l1_index: int, table: int, first_index: int) -> None:

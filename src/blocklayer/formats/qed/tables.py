@@ -151,7 +151,10 @@ class Tables:
         """
         position = start
         end = self._geometry.table_bytes if length is None else start + length
+        watch = self._node.watch
         while position < end:
+            if watch is not None:
+                watch.check()
             extent = resolve(self._file, place + position, end - position)
             if extent.zero and extent.length >= ENTRY_SIZE:
                 position += align_down(extent.length, ENTRY_SIZE)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copying a part of a disk, counted in blocks, as dd(1) does it."""
+
+from __future__ import annotations
+
+import os
+
+from blocklayer.base.align import align_up
+from blocklayer.base.errors import InvalidArgument
+from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
+from blocklayer.base.record import Record
+from blocklayer.base.units import SECTOR
+from blocklayer.core.copy import CopyOptions, Window, copy
+from blocklayer.core.opening import FilenameLike, path_of
+from blocklayer.ops.convert import is_zero_when_new, refuse_same_file
+from blocklayer.ops.create import create, find_driver, remove
+from blocklayer.ops.open_image import open_disk
+from blocklayer.ops.told import tell_of_target
+
+BLOCK_SIZE = 512
+
+
+class DdResult(Record, frozen=True):
+    """Bytes copied, and whether there was anything behind what was skipped."""
+
+    size: int
+    skipped_all: bool = False
+
+
+def dd(
+    source: FilenameLike,
+    target: str | os.PathLike[str],
+    *,
+    source_format: str | None = None,
+    format: str = "raw",
+    block_size: int = BLOCK_SIZE,
+    count: int | None = None,
+    skip: int = 0,
+    force_share: bool = False,
+    progress: ProgressCallback | None = None,
+    cancel: CancelToken | None = None,
+) -> DdResult:
+    """Copy `count` blocks of a disk, after `skip` others, into a new image.
+
+    count   blocks of `block_size` bytes; everything to the end if not given
+    skip    blocks at the start that are left out; where they are more than there are, the new
+            image is empty
+
+    Zeroes are not stored. Raises `OpenError`, `CreateError`, `IoError`, `Cancelled` and others;
+    then a target that was created is removed again.
+    """
+    if block_size < 1 or skip < 0 or (count is not None and count < 0):
+        raise InvalidArgument("Blocks have at least one byte, and are not counted below zero")
+    with open_disk(source, format=source_format, force_share=force_share) as disk:
+        find_driver(format)
+        start = min(skip * block_size, disk.size)
+        size = disk.size - start
+        if count is not None:
+            size = min(size, count * block_size)
+        refuse_same_file([disk], target)
+        create(target, format=format, size=align_up(size, SECTOR))
+        try:
+            reporter = Reporter("dd", size, progress, cancel)
+            _copy(Window(disk, start, size), target, format, reporter)
+        except BaseException as error:
+            remove(path_of(target))
+            tell_of_target(error, path_of(target))
+            raise
+        return DdResult(size, skipped_all=skip * block_size > disk.size)
+
+
+def _copy(
+    window: Window, target: str | os.PathLike[str], format_name: str, reporter: Reporter
+) -> None:
+    with open_disk(target, mode="r+", format=format_name, discard="unmap") as disk:
+        copy(window, disk, CopyOptions(target_is_zero=is_zero_when_new(disk)), reporter)
+        reporter.finish()

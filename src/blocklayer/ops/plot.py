@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A picture of an image: what its disk holds, in which layer, and how it lies in the files.
+
+Drawn by matplotlib, which is an optional dependency: ``pip install 'blocklayer[plot]'``. Above, the
+disk runs in rows from left to right; below, a diagram for each file tells where in it the bytes of
+the disk are: a straight line rises where they lie in order, and breaks where they do not.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable
+
+from blocklayer.base.errors import InvalidArgument, NotSupported
+from blocklayer.base.progress import CancelToken, ProgressCallback
+from blocklayer.base.record import Record
+from blocklayer.base.units import format_size
+from blocklayer.core.opening import FilenameLike
+from blocklayer.core.trust import printable
+from blocklayer.ops.map import map_rows
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+    from blocklayer.base.extent import Row
+    from blocklayer.core.trust import Trust
+
+    Axes: TypeAlias = Any  # of matplotlib, which need not be there
+    Figure: TypeAlias = Any
+
+FORMATS = ("png", "svg", "pdf")
+
+COLUMNS, ROWS_MAX = 512, 16
+"""Cells of the map: as many as can be told apart on a screen."""
+
+LAYERS_MAX = 6
+"""Layers with a colour of their own; deeper ones share the last."""
+
+COLOURS = ("#1f6fb4", "#e8772e", "#2e9e5b", "#9b59b6", "#c0392b", "#8c6d46")
+ZERO_COLOUR, HOLE_COLOUR = "#c3cad4", "#f4f6f8"
+
+VISIBLE = 0.6
+"""How much of a cell's colour is at least that of data, however little there is."""
+
+DOTS = (1000, 160)
+"""Dots that can be told apart in a diagram, across and upwards."""
+
+LINES_MAX = 4000
+"""Lines in a diagram of an SVG: more than that become one picture."""
+
+
+class Survey(Record):
+    """The extents of a disk as columns of numbers.
+
+    kinds    depth of data, or -1 for zeroes and -2 for what no layer has
+    """
+
+    start: int
+    end: int
+    starts: Any
+    lengths: Any
+    kinds: Any
+    hosts: Any
+    names: dict[int, str]
+
+    def bytes_of(self, kind: int) -> int:
+        """Bytes of one kind."""
+        return int(self.lengths[self.kinds == kind].sum())
+
+    @property
+    def depths(self) -> list[int]:
+        """Layers that have data."""
+        return sorted(self.names)
+
+
+def plot(
+    name: FilenameLike,
+    target: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    offset: int = 0,
+    length: int | None = None,
+    force_share: bool = False,
+    trust: Trust | None = None,
+    progress: ProgressCallback | None = None,
+    cancel: CancelToken | None = None,
+) -> None:
+    """Draw the map of an image into `target`: a ``.png``, ``.svg`` or ``.pdf`` file.
+
+    Raises `NotSupported` where matplotlib is not installed, `InvalidArgument`, `OpenError`,
+    `Cancelled`.
+    """
+    path = os.fspath(target)
+    kind = os.path.splitext(path)[1][1:].lower()
+    if kind not in FORMATS:
+        raise InvalidArgument(
+            f"Cannot draw '{path}': the name of a picture ends in .{', .'.join(FORMATS)}"
+        )
+    _require_library()
+    batches = map_rows(
+        name,
+        format,
+        offset,
+        length,
+        force_share=force_share,
+        trust=trust,
+        progress=progress,
+        cancel=cancel,
+    )
+    found = survey(batches, offset)
+    shown = name if isinstance(name, str | os.PathLike) else found.names.get(0, "image")
+    _save(found, os.path.basename(os.fspath(shown)), path, kind)
+
+
+def _require_library() -> None:
+    try:
+        import matplotlib  # noqa: F401 -- to know whether it is there
+    except ImportError:
+        raise NotSupported(
+            "Drawing needs matplotlib, which is not installed: pip install 'blocklayer[plot]'"
+        ) from None
+
+
+def survey(batches: Iterable[list[Row]], start: int = 0) -> Survey:
+    """Read all extents."""
+    import numpy
+
+    columns = tuple(array("q") for _ in range(4))
+    names: dict[int, str] = {}
+    end = start
+    for batch in batches:
+        for at, length, data, zero, present, depth, host, filename in batch:
+            kind = depth if data and not zero else -1 if present else -2
+            if kind >= 0 and depth not in names:
+                names[depth] = filename or ""
+            for column, value in zip(
+                columns, (at, length, kind, -1 if host is None else host), strict=True
+            ):
+                column.append(value)
+            end = at + length
+    starts, lengths, kinds, hosts = (numpy.array(column, dtype="int64") for column in columns)
+    return Survey(start, end, starts, lengths, kinds, hosts, names)
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+def _save(found: Survey, title: str, path: str, kind: str) -> None:
+    """Draw into another file first: what has the name is a whole picture."""
+    import warnings
+
+    import matplotlib as mpl
+
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "blocklayer",
+        "text.parse_math": False,
+        "font.size": 9,
+        "axes.edgecolor": "#5b6470",
+        "axes.linewidth": 0.6,
+    }
+    new = f"{path}.new"
+    with mpl.rc_context(settings), warnings.catch_warnings():  # type: ignore[arg-type, unused-ignore]
+        warnings.simplefilter("ignore")  # of names that the font has no letters for
+        figure = draw(found, title)
+        try:
+            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+            figure.savefig(new, format=kind, dpi=150, metadata=metadata)
+            os.replace(new, path)
+        except OSError as error:
+            if os.path.exists(new):
+                os.unlink(new)
+            raise InvalidArgument(f"Cannot draw '{path}': {error.strerror or error}") from None
+
+
+def draw(found: Survey, title: str) -> Figure:
+    """The whole picture."""
+    from matplotlib.figure import Figure
+
+    shown = found.depths[:LAYERS_MAX]
+    files = max(1, len(shown))
+    figure = Figure(figsize=(11, 4.6 + 1.75 * files), layout="constrained")
+    grid = figure.add_gridspec(1 + files, 1, height_ratios=[2.6, *[1.0] * files])
+    top = figure.add_subplot(grid[0])
+    _draw_map(top, found)
+    for place, depth in enumerate(shown, 1):
+        _draw_file(figure.add_subplot(grid[place]), found, depth, last=place == len(shown))
+    if not shown:
+        figure.add_subplot(grid[1]).set_axis_off()
+    size = found.end - found.start
+    part = f" from {format_size(found.start)}" if found.start else ""
+    figure.legend(
+        title=f"{_short(title)}: {format_size(size)}{part}",
+        title_fontproperties={"size": 14, "weight": "bold"},
+        handles=_legend(found),
+        loc="outside upper center",
+        ncols=2,
+        frameon=False,
+    )
+    return figure
+
+
+def colour_of(kind: int) -> str:
+    """Of a layer's data, of zeroes, of what no layer has."""
+    if kind < 0:
+        return ZERO_COLOUR if kind == -1 else HOLE_COLOUR
+    return COLOURS[min(kind, LAYERS_MAX - 1)]
+
+
+def _legend(found: Survey) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    size = max(1, found.end - found.start)
+    entries = []
+    for kind in (*found.depths, -1, -2):
+        count = found.bytes_of(kind)
+        if kind >= 0:
+            what = f"data in layer {kind}, {_short(found.names[kind])}"
+        else:
+            what = "zeroes, known without reading" if kind == -1 else "hole: in no layer"
+        label = f"{what}: {format_size(count)} ({count * 100 / size:.1f} %)"
+        entries.append(Patch(facecolor=colour_of(kind), edgecolor="#8a929c", lw=0.5, label=label))
+    return entries
+
+
+def _short(name: str, limit: int = 48) -> str:
+    text = printable(os.path.basename(name)) or "?"
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 2 + 1 :]}"
+
+
+# --- the map --------------------------------------------------------------------------------------
+
+
+def _draw_map(axes: Axes, found: Survey) -> None:
+    """The disk in rows; a cell has the mixed colours of what lies in it."""
+    size = found.end - found.start
+    rows, row_bytes = rows_of(size)
+    picture = cells(found, rows, row_bytes)
+    axes.imshow(
+        picture,
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0, row_bytes, rows, 0),
+    )
+    axes.set_title("What the disk holds, in rows from left to right", loc="left", fontsize=10)
+    axes.set_yticks([row + 0.5 for row in range(rows)])
+    axes.set_yticklabels([format_size(found.start + row * row_bytes) for row in range(rows)])
+    axes.set_ylabel("row begins at")
+    axes.set_xlabel("from where the row begins")
+    axes.hlines(range(1, rows), 0, row_bytes, colors="white", lw=1.5)
+    _ticks(axes.xaxis, row_bytes)
+
+
+def rows_of(size: int) -> tuple[int, int]:
+    """How many rows, and bytes in each: a power of two, or the whole disk in one row."""
+    if size <= COLUMNS:
+        return 1, max(size, 1)
+    row_bytes = 1 << max(0, (size - 1).bit_length() - (ROWS_MAX.bit_length() - 1))
+    row_bytes = max(row_bytes, COLUMNS)
+    return -(-size // row_bytes), row_bytes
+
+
+def cells(found: Survey, rows: int, row_bytes: int) -> Any:
+    """Red, green and blue of every cell."""
+    import numpy
+    from matplotlib.colors import to_rgb
+
+    count = rows * COLUMNS
+    width = row_bytes / COLUMNS
+    kinds = [*range(min(LAYERS_MAX, max(found.names, default=-1) + 1)), -1, -2]
+    weights = numpy.zeros((len(kinds), count))
+    for index, kind in enumerate(kinds):
+        chosen = found.kinds == kind
+        if kind == LAYERS_MAX - 1:
+            chosen = found.kinds >= kind
+        starts = (found.starts[chosen] - found.start) / width
+        ends = starts + found.lengths[chosen] / width
+        weights[index] = coverage(starts, ends, count)
+    data = weights[: len(kinds) - 2]
+    total = data.sum(axis=0)
+    wanted = numpy.where(total > 0, numpy.maximum(total, VISIBLE), 0)
+    data *= numpy.divide(wanted, total, out=numpy.zeros_like(total), where=total > 0)
+    rest = weights[-2:].sum(axis=0)
+    left = numpy.clip(1 - wanted, 0, None)
+    weights[-2:] *= numpy.divide(left, rest, out=numpy.zeros_like(rest), where=rest > 0)
+    colours = numpy.array([to_rgb(colour_of(kind)) for kind in kinds])
+    picture = numpy.clip(weights.T @ colours, 0, 1)
+    picture[weights.sum(axis=0) < 0.01] = 1.0  # behind the end
+    return picture.reshape(rows, COLUMNS, 3)
+
+
+def coverage(starts: Any, ends: Any, count: int) -> Any:
+    """How much of each of `count` cells of length 1 is covered by the ranges."""
+    import numpy
+
+    # The integral of the covered length up to each border is a sum of ramps.
+    points = numpy.concatenate((starts, ends))
+    signs = numpy.concatenate((numpy.ones(len(starts)), -numpy.ones(len(ends))))
+    order = numpy.argsort(points, kind="stable")
+    points, signs = points[order], signs[order]
+    slopes = numpy.concatenate(([0.0], numpy.cumsum(signs)))
+    before = numpy.concatenate(([0.0], numpy.cumsum(signs * points)))
+    borders = numpy.arange(count + 1, dtype=float)
+    index = numpy.searchsorted(points, borders, side="right")
+    covered = slopes[index] * borders - before[index]
+    return numpy.clip(numpy.diff(covered), 0, 1)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _draw_file(axes: Axes, found: Survey, depth: int, *, last: bool) -> None:
+    """Where in a layer's file the data of the disk lies."""
+    import numpy
+    from matplotlib.collections import LineCollection
+
+    chosen = (found.kinds == depth) & (found.hosts >= 0)
+    starts, lengths, hosts = found.starts[chosen], found.lengths[chosen], found.hosts[chosen]
+    end = int((hosts + lengths).max()) if len(hosts) else 1
+    drawn = visible(starts - found.start, lengths, hosts, found.end - found.start, end)
+    first = numpy.stack((starts, hosts), 1)[drawn]
+    lines = numpy.stack((first, first + lengths[drawn, None]), 1)
+    collection = LineCollection(
+        list(lines.astype(float)), colors=colour_of(depth), linewidths=2.2, capstyle="round"
+    )
+    collection.set_rasterized(len(lines) > LINES_MAX)
+    axes.add_collection(collection)
+    margin = max(1, found.end - found.start) * 0.004  # what lies at the edge must be seen
+    axes.set_xlim(found.start - margin, found.end + margin)
+    axes.set_ylim(-end * 0.05, end * 1.05)
+    axes.grid(alpha=0.25, lw=0.5)
+    pieces = fragments(starts, hosts)
+    amount = format_size(int(lengths.sum()))
+    axes.set_title(
+        f"Layer {depth}, {_short(found.names[depth])}: {amount} in {pieces}"
+        f" {'fragment' if pieces == 1 else 'fragments'}",
+        loc="left",
+        fontsize=10,
+    )
+    axes.set_ylabel("in the file")
+    _ticks(axes.xaxis, found.end - found.start, found.start)
+    _ticks(axes.yaxis, end, parts=4)
+    if last:
+        axes.set_xlabel("on the disk")
+    else:
+        axes.tick_params(labelbottom=False)
+
+
+def visible(starts: Any, lengths: Any, hosts: Any, width: int, height: int) -> Any:
+    """Which lines to draw, by index: of dots that would be one dot, one."""
+    import numpy
+
+    columns = (starts * (DOTS[0] / max(1, width))).astype("int64")
+    rows = (hosts * (DOTS[1] / max(1, height))).astype("int64")
+    dots = columns * (DOTS[1] + 1) + rows
+    long = lengths * max(DOTS[0] / max(1, width), DOTS[1] / max(1, height)) > 1
+    dots[long] = -1 - numpy.arange(int(long.sum()))
+    return numpy.unique(dots, return_index=True)[1]
+
+
+def fragments(starts: Any, hosts: Any) -> int:
+    """Straight lines of the diagram: what lies in the file as it lies on the disk."""
+    if not len(starts):
+        return 0
+    shift = hosts - starts
+    return 1 + int((shift[1:] != shift[:-1]).sum())
+
+
+def _ticks(axis: Any, size: int, start: int = 0, parts: int = 8) -> None:
+    """At multiples of a power of two, in the words of sizes."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
+    step = 1 << max(0, (max(1, size // parts) - 1).bit_length())
+    first = -(-start // step) * step
+    axis.set_major_locator(FixedLocator(list(range(first, start + size + 1, step))))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_size(int(value))))

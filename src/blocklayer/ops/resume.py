@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversions that go on where they were interrupted.
+
+    TARGET.partial        what is copied so far: it gets the target's name when it is whole
+    TARGET.partial.json   what was to be copied, and which parts are known to be on the storage
+
+A part is copied, flushed, and then noted with the digest of the source's bytes. Whoever goes on
+reads the parts that are noted and compares; from the first one that differs everything is copied
+again. The note is replaced as a whole, and is there before the partial target: a partial target
+without a note is nobody's.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from blocklayer.base.errors import BlocklayerError, InvalidArgument, NotSupported
+from blocklayer.base.progress import Reporter
+from blocklayer.base.record import Record, fresh
+from blocklayer.core.copy import CopyOptions, Segment, copy
+from blocklayer.core.disk import Disk
+from blocklayer.core.node import FormatNode, Node
+from blocklayer.ops.create import create, remove
+from blocklayer.ops.open_image import open_disk
+from blocklayer.ops.verify import PART, Part, cut, part_digest
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
+
+    from blocklayer.ops.verify import Whole
+
+VERSION = 1
+COPYING, WHOLE = "copying", "whole"
+
+NOTE_EVERY = PART
+"""Bytes of data: each note costs a flush."""
+
+SECONDS = 10
+"""Of a copy at a limited rate between two notes."""
+
+
+class Job(Record, frozen=True):
+    """What is to be copied: must be the same when it goes on."""
+
+    format: str
+    options: dict[str, Any]
+    sparse_size: int
+    size: int
+    sources: list[dict[str, Any]]
+
+
+class Note(Record):
+    """The state on disk. `parts` are (end, digest), in ascending order."""
+
+    job: Job
+    stage: str = COPYING
+    parts: list[tuple[int, str]] = fresh(factory=list)
+    data: int = 0
+    zero: int = 0
+    identity: list[int] = fresh(factory=list)
+    """(device, inode) of the partial target that is about to get its name."""
+
+
+class Resumable:
+    """One conversion into `target`, which need not exist."""
+
+    def __init__(self, target: str, job: Job) -> None:
+        self.target = os.path.abspath(target)
+        self.partial = self.target + ".partial"
+        self.note_path = self.partial + ".json"
+        self.job = job
+        _refuse_odd_target(self.target)
+
+    @property
+    def hint(self) -> str:
+        """What to say when it is interrupted."""
+        return (
+            f"What was copied is kept in '{self.partial}': the same conversion goes on with it"
+            " if it is resumed."
+        )
+
+    def begin(self) -> Note:
+        """The note of an earlier attempt, or a new one with a new partial target."""
+        note = self._load()
+        if note is None and os.path.lexists(self.partial):
+            raise InvalidArgument(
+                f"'{self.partial}' is in the way, and '{self.note_path}' is not there to tell what"
+                " it is: remove it if it is not needed"
+            )
+        if note is not None:
+            self._require_same(note.job)
+            if note.stage == WHOLE or (note.parts and os.path.exists(self.partial)):
+                return note
+        note = Note(self.job)
+        self.save(note)
+        create(
+            self.partial,
+            format=self.job.format,
+            size=self.job.size,
+            **_create_options(self.job.options),
+        )
+        return note
+
+    def finish(self, note: Note) -> None:
+        """Give the whole copy its name."""
+        if note.stage != WHOLE:
+            status = os.stat(self.partial)
+            note.stage, note.identity = WHOLE, [status.st_dev, status.st_ino]
+            self.save(note)
+        if os.path.lexists(self.partial):
+            _refuse_used(self.target)
+            os.replace(self.partial, self.target)
+            _sync_folder(self.target)
+        elif _identity(self.target) != note.identity:
+            raise InvalidArgument(
+                f"'{self.partial}' is gone: remove '{self.note_path}' to begin again"
+            )
+        os.unlink(self.note_path)
+
+    def discard(self) -> None:
+        """Begin again next time."""
+        remove(self.partial)
+        remove(self.note_path)
+
+    # --- the note -------------------------------------------------------------------------------
+
+    def _load(self) -> Note | None:
+        import json
+
+        try:
+            with open(self.note_path, encoding="utf-8") as file:
+                fields = json.load(file)
+            if fields.pop("version") != VERSION:
+                raise ValueError("another version of this program wrote it")
+            job = Job(**fields.pop("job"))
+            parts = [(int(end), str(digest)) for end, digest in fields.pop("parts")]
+            return Note(job=job, parts=parts, **fields)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InvalidArgument(
+                f"'{self.note_path}' cannot be used to go on: {error}; remove it and"
+                f" '{self.partial}' to begin again"
+            ) from None
+
+    def save(self, note: Note) -> None:
+        """Replace the note: after a crash there is the old one or this one."""
+        import json
+
+        fields = {"version": VERSION, **note.as_dict(), "job": note.job.as_dict()}
+        new = self.note_path + ".new"
+        with open(new, "w", encoding="utf-8") as file:
+            json.dump(fields, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self.note_path)
+        _sync_folder(new)
+
+    def _require_same(self, job: Job) -> None:
+        """What was begun must be what is asked for, and the sources as they were."""
+        for name, before in job.as_dict().items():
+            now = getattr(self.job, name)
+            if before == now:
+                continue
+            if name == "sources":
+                what = _changed_source(before, now)
+            else:
+                what = f"it was begun with {name.replace('_', ' ')} {before!r}, not {now!r}"
+            raise InvalidArgument(
+                f"The conversion into '{self.target}' cannot go on: {what}. Remove"
+                f" '{self.partial}' and '{self.note_path}' to begin again"
+            )
+
+
+def _changed_source(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
+    for old, new in zip(before, now, strict=False):
+        for name, value in old.items():
+            if new[name] != value:
+                return f"its source '{old['path']}' has changed: its {name} was {value!r}"
+    return "it was begun with other sources"
+
+
+def _refuse_odd_target(target: str) -> None:
+    """Only a file can be replaced by another one; a link would be, instead of what it names."""
+    if os.path.lexists(target) and not stat.S_ISREG(os.lstat(target).st_mode):
+        raise NotSupported(
+            f"A conversion into '{target}', which is no regular file, cannot be resumed"
+        )
+
+
+def _refuse_used(target: str) -> None:
+    """An image that somebody uses stays: its user would go on with a file without a name."""
+    if os.path.lexists(target):
+        open_disk(target, mode="r+", format="raw").close()
+
+
+def _create_options(options: dict[str, Any]) -> dict[str, Any]:
+    names = {"backing_file": "backing", "backing_fmt": "backing_format"}
+    return {names.get(name, name): value for name, value in options.items() if name != "size"}
+
+
+def _identity(path: str) -> list[int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_dev, status.st_ino]
+
+
+def _sync_folder(path: str) -> None:
+    """Make new names of files survive a power failure."""
+    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- sources --------------------------------------------------------------------------------------
+
+
+def stamps(disks: list[Disk]) -> list[dict[str, Any]]:
+    """What tells whether the files of `disks` are the same and unchanged."""
+    found = []
+    for disk in disks:
+        layer: Node | None = disk.node
+        while layer is not None:
+            found.append(_stamp(layer))
+            layer = layer.backing if isinstance(layer, FormatNode) else None
+    return found
+
+
+def _stamp(node: Node) -> dict[str, Any]:
+    while "file" in node.children:
+        node = node.children["file"]
+    descriptor: int = getattr(node, "descriptor", -1)
+    if descriptor < 0:
+        raise NotSupported(f"'{node.filename}' is no file: a copy of it cannot be resumed")
+    status = os.fstat(descriptor)
+    return {
+        "path": os.path.abspath(node.filename),
+        "device": status.st_dev,
+        "inode": status.st_ino,
+        "size": node.size,
+        "mtime_ns": status.st_mtime_ns,
+    }
+
+
+# --- copying --------------------------------------------------------------------------------------
+
+
+def check_parts(
+    disk: Disk, note: Note, options: CopyOptions, reporter: Reporter, quiet: Reporter
+) -> int:
+    """How far the partial target is right; what lies behind it is made ready to be copied again."""
+    position = 0
+    for index, (end, digest) in enumerate(note.parts):
+        if part_digest(Part(disk, position, end), quiet).hex() != digest:
+            del note.parts[index:]
+            break
+        reporter.advance(end - position)
+        position = end
+    if options.target_is_zero:
+        # The copy leaves zeroes out, and an interrupted one has left data here.
+        for extent in list(disk.extents(position, disk.size - position)):
+            if not extent.zero:
+                disk.write_zeroes(extent.offset, extent.length, unmap=True)
+    return position
+
+
+def copy_parts(
+    source: Whole,
+    disks: list[Disk],
+    disk: Disk,
+    job: Resumable,
+    note: Note,
+    options: CopyOptions,
+    reporter: Reporter,
+    quiet: Reporter,
+) -> None:
+    """Copy everything behind the parts that are there, and note each part."""
+    amount = NOTE_EVERY
+    if options.rate_limit:
+        amount = min(amount, options.rate_limit * SECONDS)
+    position = note.parts[-1][0] if note.parts else 0
+    for start, end in cut(source, position, amount):
+        result = copy(Segment(source, start, end), disk, options, reporter)
+        disk.flush()
+        digest = part_digest(Part(source, start, end), quiet)
+        if stamps(disks) != job.job.sources:
+            raise InvalidArgument(
+                _changed_source(job.job.sources, stamps(disks)) + " while it was copied"
+            )
+        note.parts.append((end, digest.hex()))
+        note.data += result.data
+        note.zero += result.zero
+        job.save(note)
+
+
+def kept(error: BlocklayerError, job: Resumable) -> None:
+    """Tell that nothing is lost."""
+    if os.path.exists(job.note_path):
+        error.add_note(job.hint)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an open image is called, so that opening that name opens the same disk."""
+
+from __future__ import annotations
+
+import os
+
+from blocklayer.core.node import Node
+from blocklayer.core.opening import FilenameLike, parse_name
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
+
+NOT_CONTENT = {"read-only", "cache", "force-share", "node-name", "backing"}
+"""Options that change how an image is opened, and not what its file holds."""
+
+
+def shown_name(name: FilenameLike, node: Node) -> str:
+    """The name of the file where that says everything, and the options where they say more."""
+    if not isinstance(name, dict) and not os.fspath(name).startswith(("file:", "json:")):
+        return os.fspath(name)
+    tree = {key: value for key, value in parse_name(name).items() if key not in NOT_CONTENT}
+    if "filename" in tree:
+        tree["file"] = tree.pop("filename")
+    file = tree.get("file")
+    plain = isinstance(file, str) or (isinstance(file, dict) and _is_plain(file))
+    if plain and not tree.keys() - {"driver", "file"}:
+        return node.filename
+    import json
+
+    return "json:" + json.dumps({"driver": node.driver, **tree}, default=str)
+
+
+def _is_plain(file: dict[str, Any]) -> bool:
+    return file.get("driver", "file") == "file" and not file.keys() - {"driver", "filename"}

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Internal snapshots: none of the formats that there are has them."""
+
+from __future__ import annotations
+
+from blocklayer.base.errors import NotSupported
+from blocklayer.core.opening import FilenameLike
+from blocklayer.ops.open_image import open_disk
+
+_REFUSALS = {
+    "create": "Could not create snapshot '{}': -95 (Operation not supported)",
+    "apply": "Could not apply snapshot '{}': Block driver does not support snapshots",
+    "delete": "Could not delete snapshot '{}': snapshot not found",
+}
+"""What can be done with a snapshot, and why it is not."""
+
+
+def snapshots(
+    name: FilenameLike, *, format: str | None = None, force_share: bool = False
+) -> list[str]:
+    """The names of an image's snapshots. Raises `OpenError`."""
+    with open_disk(name, format=format, force_share=force_share):
+        return []
+
+
+def change_snapshot(
+    name: FilenameLike, action: str, snapshot: str, *, format: str | None = None
+) -> None:
+    """``create``, ``apply`` or ``delete`` a snapshot. Raises `OpenError`, `NotSupported`."""
+    with open_disk(name, mode="r+", format=format):
+        raise NotSupported(_REFUSALS[action].format(snapshot))
