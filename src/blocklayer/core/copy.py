@@ -289,12 +289,16 @@ class _Copy:
     def _loads(self) -> Iterator[_Load]:
         """Fill buffers; data is cut at multiples of PIECE, so that clusters stay whole."""
         load = self._new_load()
+        zeroes = 0
         for extent in self._extents():
+            if self._stop.is_set():
+                raise _Stopped
             if extent.zero:
-                # Nothing but zeroes so far, and more of them: the walk may have taken long already.
-                if len(load.runs) >= RUNS_MAX or (load.runs and not load.filled):
+                # More and more of them: the walk may have taken long already.
+                zeroes += 1
+                if zeroes > RUNS_MAX or (load.runs and not load.filled):
                     yield load
-                    load = self._new_load()
+                    load, zeroes = self._new_load(), 1
                 load.add(extent.offset, extent.length, -1)
                 continue
             position = extent.offset
@@ -302,7 +306,7 @@ class _Copy:
                 count = min(extent.end, align_down(position, PIECE) + PIECE) - position
                 if load.filled + count > PIECE or len(load.runs) >= RUNS_MAX:
                     yield load
-                    load = self._new_load()
+                    load, zeroes = self._new_load(), 0
                 self._read_into(load, position, count)
                 position += count
         yield load

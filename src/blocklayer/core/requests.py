@@ -12,10 +12,11 @@ one further up is taken:
 A node's locks are taken before those of its children, since requests run downwards.
 
 An interrupt (Ctrl-C) may come between any two steps of the main thread, and must leave nothing
-taken. Calls of Python functions, `Condition`'s among them, can be interrupted before their first
-step; single operations of built-in types cannot. So whoever takes something is noted under a token
-in a set or dictionary, inside a `try` whose `finally` begins with removing the token; and who waits
-looks again from time to time, since the one who should have woken him may have been interrupted.
+taken. Calls of Python functions can be interrupted before their first step; single operations of
+built-in types cannot. So whoever takes something is noted under a token in a set or dictionary,
+inside a `try` whose `finally` begins with removing the token; and who waits holds no lock meanwhile
+(as a `threading.Condition` would), and looks again from time to time, since the one who should have
+woken him may have been interrupted.
 """
 
 from __future__ import annotations
@@ -39,6 +40,34 @@ LOOK_AGAIN_SECONDS = 0.2
 """For how long the worst of interrupts delays somebody else."""
 
 
+class _Bell:
+    """Wakes all who wait."""
+
+    __slots__ = ("_sleepers",)
+
+    def __init__(self) -> None:
+        self._sleepers: dict[object, threading.Lock] = {}
+
+    def wait_until(self, token: object, attempt: Callable[[], bool]) -> None:
+        """Call `attempt` until it succeeds, again whenever the bell rings."""
+        sleeper = threading.Lock()
+        sleeper.acquire()
+        try:
+            self._sleepers[token] = sleeper  # before the attempt: no ring is missed
+            while not attempt():
+                sleeper.acquire(timeout=LOOK_AGAIN_SECONDS)
+        finally:
+            self._sleepers.pop(token, None)
+
+    def ring(self) -> None:
+        """Something has changed."""
+        for sleeper in list(self._sleepers.values()):
+            try:
+                sleeper.release()
+            except RuntimeError:
+                continue  # it has been woken, and has not looked yet
+
+
 class Tracker:
     """Requests in flight on a node, and the drain that waits for them.
 
@@ -49,8 +78,8 @@ class Tracker:
     """
 
     __slots__ = (
+        "_bell",
         "_calling_out",
-        "_changed",
         "_lock",
         "_sections",
         "_waiting",
@@ -67,7 +96,7 @@ class Tracker:
         """Drains that have begun."""
         self.closed = False
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._bell = _Bell()
         self._sections = threading.RLock()
         self._waiting: set[object] = set()
         self._calling_out: set[int] = set()
@@ -93,22 +122,26 @@ class Tracker:
             return
         self.requests.discard(token)
         self.wake()
-        with self._lock:
-            try:
-                self._waiting.add(token)
-                while self.drained and not self.closed:
-                    self._changed.wait(LOOK_AGAIN_SECONDS)
+
+        def enter() -> bool:
+            with self._lock:
                 if self.closed:
                     raise Closed("The disk is closed")
-            finally:
-                self._waiting.discard(token)
-                self._changed.notify_all()
-            self.requests.add(token)  # no drain can begin before: it needs the lock
+                if self.drained:
+                    return False
+                self.requests.add(token)  # no drain can begin before: it needs the lock
+                return True
+
+        try:
+            self._waiting.add(token)
+            self._bell.wait_until(token, enter)
+        finally:
+            self._waiting.discard(token)
+            self.wake()
 
     def wake(self) -> None:
-        """Tell a drain that a request has ended."""
-        with self._lock:
-            self._changed.notify_all()
+        """Tell those who wait that something has changed."""
+        self._bell.ring()
 
     @contextmanager
     def calling_out(self) -> Iterator[None]:
@@ -131,12 +164,16 @@ class Tracker:
 
         Requests that waited for the last drain come first, else drains in a row would starve them.
         """
-        with self._lock:
-            while self._waiting and not self.drained:
-                self._changed.wait(LOOK_AGAIN_SECONDS)
-            self.drained.add(token)
-            while self.inflight or self.requests:
-                self._changed.wait(LOOK_AGAIN_SECONDS)
+
+        def begin() -> bool:
+            with self._lock:
+                if self._waiting and not self.drained:
+                    return False
+                self.drained.add(token)
+                return True
+
+        self._bell.wait_until(token, begin)
+        self._bell.wait_until(token, lambda: not self.inflight and not self.requests)
 
     @contextmanager
     def drained_section(self) -> Iterator[None]:
@@ -179,11 +216,11 @@ class RangeLock:
     ranges must not ask for others of the same lock.
     """
 
-    __slots__ = ("_changed", "_held", "_lock", "_waiting")
+    __slots__ = ("_bell", "_held", "_lock", "_waiting")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._bell = _Bell()
         self._held: dict[object, Ranges] = {}
         self._waiting: dict[object, Ranges] = {}
 
@@ -199,36 +236,36 @@ class RangeLock:
         finally:
             self._held.pop(token, None)
             if self._waiting:
-                self._wake()
+                self._bell.ring()
 
     def acquire(self, token: object, ranges: Ranges) -> None:
         """Wait for `ranges` and hold them under a token. `run` is safer."""
+        try:
+            with self._lock:
+                if not self._waiting and not _overlap(list(self._held.values()), ranges):
+                    self._held[token] = ranges
+                    return
+                earlier = dict(self._waiting)
+                self._waiting[token] = ranges
+            self._bell.wait_until(token, lambda: self._take(token, ranges, earlier))
+        finally:
+            if self._waiting.pop(token, None) is not None:
+                self._bell.ring()
+
+    def _take(self, token: object, ranges: Ranges, earlier: dict[object, Ranges]) -> bool:
         with self._lock:
-            if self._waiting or _overlap(list(self._held.values()), ranges):
-                self._wait(token, ranges)
+            if _overlap(list(self._held.values()), ranges) or any(
+                other in self._waiting and _overlap([theirs], ranges)
+                for other, theirs in earlier.items()
+            ):
+                return False
             self._held[token] = ranges
+            return True
 
     def release(self, token: object) -> None:
         """Give back what `acquire` took."""
         self._held.pop(token, None)
-        self._wake()
-
-    def _wait(self, token: object, ranges: Ranges) -> None:
-        earlier = dict(self._waiting)
-        try:
-            self._waiting[token] = ranges
-            while _overlap(list(self._held.values()), ranges) or any(
-                other in self._waiting and _overlap([theirs], ranges)
-                for other, theirs in earlier.items()
-            ):
-                self._changed.wait(LOOK_AGAIN_SECONDS)
-        finally:
-            self._waiting.pop(token, None)
-            self._changed.notify_all()
-
-    def _wake(self) -> None:
-        with self._lock:
-            self._changed.notify_all()
+        self._bell.ring()
 
 
 def _overlap(held: list[Ranges], wanted: Ranges) -> bool:

@@ -22,6 +22,9 @@ BUFFERS = 4
 STEP_SECONDS = 0.1
 """Longest wait until it is noticed that somebody wants to stop."""
 
+ZEROES_MAX = 64
+"""Extents of zeroes for which data that is to be compared waits for more."""
+
 CONTENT, STATUS = "content", "status"
 
 
@@ -139,22 +142,26 @@ class _Comparison:
 
     def _loads(self) -> Iterator[_Load]:
         load = _Load()
+        zeroes = 0
         for left, right in zip_extents(self._one, self._two, self._length):
+            if self._stop.is_set():
+                raise _Stopped
             if self._strict and _status(left) != _status(right):
                 load.mismatch = left.offset
                 break
             if left.zero and right.zero:
-                # Nothing but zeroes so far, and more of them: the walk may have taken long already.
-                if load.zero and not load.filled:
+                # More and more of them: the walk may have taken long already.
+                if (load.zero and not load.filled) or zeroes >= ZEROES_MAX:
                     yield load
-                    load = _Load()
+                    load, zeroes = _Load(), 0
                 load.zero += left.length
+                zeroes += 1
                 continue
             position = left.offset
             while position < left.end:
                 if load.filled == PIECE:
                     yield load
-                    load = _Load()
+                    load, zeroes = _Load(), 0
                 # Cut at multiples of PIECE, so that clusters stay whole.
                 count = min(left.end, align_down(position, PIECE) + PIECE) - position
                 count = min(count, PIECE - load.filled)

@@ -21,6 +21,7 @@ import blocklayer
 from blocklayer.base.units import MiB
 from blocklayer.core.batch import Request
 from blocklayer.core.disk import Disk
+from blocklayer.core.requests import RangeLock
 from blocklayer.formats.qed.layout import F_NEED_CHECK
 from tests.support.graphs import NO_REPAIR, check, memory, open_disk, tree
 from tests.support.qed_image import CLUSTER, QedImage
@@ -167,3 +168,26 @@ def test_closing_can_be_interrupted_and_tried_again() -> None:
             assert again.read(KEPT, CLUSTER) == OLD
         result = check(image.node, NO_REPAIR)
         assert not result.corruptions
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_waiting_can_be_interrupted() -> None:
+    """Somebody else holds what a request waits for; he is not disturbed, and nothing is left."""
+    for number in range(1, 200):
+        lock = RangeLock()
+        holder = object()
+        lock.acquire(holder, [(0, 10)])
+        releasing = threading.Timer(0.005, lock.release, [holder])
+        done: list[int] = []
+        releasing.start()
+        with interrupt_at(number) as seen, suppress(KeyboardInterrupt):
+            lock.run([(5, 6)], done.append, 1)
+        releasing.join()
+        assert not lock._held
+        assert not lock._waiting
+        assert not lock._bell._sleepers
+        assert not lock._lock.locked()
+        if seen[0] < number:
+            assert done
+            return
+    raise AssertionError("it goes on for ever")
