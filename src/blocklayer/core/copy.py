@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from queue import Empty, SimpleQueue
 
 from blocklayer.base.align import align_down, align_up
@@ -47,6 +48,9 @@ ZERO_GRANULARITY = 4 * KiB
 
 STEP_SECONDS = 0.1
 """Longest sleep of a copy that is held back: then it looks whether it was cancelled."""
+
+EXTENTS_AT_ONCE = 4096
+"""Of a disk that is changed while its extents are looked at."""
 
 RUNS_MAX = 1024
 """Runs in one buffer: bounds what one commit makes visible of an image of tiny pieces."""
@@ -379,9 +383,9 @@ class _Copy:
             allocate = not options.sparse_size
             self._target.write_zeroes(offset, length, unmap=not allocate, allocate=allocate)
             return
-        for extent in list(self._target.extents(offset, length)):
-            if not extent.zero:
-                self._target.write_zeroes(extent.offset, extent.length)
+        end = offset + length
+        for start, count in changing_ranges(self._target, offset, end, self._reporter, _not_zero):
+            self._target.write_zeroes(start, count)
 
     def _changed(self, offset: int, view: memoryview) -> list[tuple[int, memoryview]]:
         """The parts of `view` that the target does not have already, by its clusters."""
@@ -398,6 +402,27 @@ class _Copy:
                 changed.append((position, part))
             position = end
         return changed
+
+
+def _not_zero(extent: Extent) -> bool:
+    return not extent.zero
+
+
+def changing_ranges(
+    disk: Disk, start: int, end: int, reporter: Reporter, wanted: Callable[[Extent], bool]
+) -> Iterator[tuple[int, int]]:
+    """(offset, length) of extents that are `wanted`, on a disk that is changed there meanwhile.
+
+    A bounded number is looked up at a time, however many there are; between two it may be stopped.
+    """
+    position = start
+    while position < end:
+        batch = list(islice(disk.extents(position, end - position), EXTENTS_AT_ONCE))
+        for extent in batch:
+            reporter.check()
+            if wanted(extent):
+                yield extent.offset, extent.length
+        position = batch[-1].end
 
 
 def find_zeroes(

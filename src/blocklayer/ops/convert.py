@@ -8,10 +8,17 @@ import os
 from collections.abc import Sequence
 
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, IoError, NotSupported
+from blocklayer.base.extent import Extent
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.record import Record
 from blocklayer.base.units import SECTOR, MiB, parse_size
-from blocklayer.core.copy import ZERO_GRANULARITY, Concatenation, CopyOptions, copy
+from blocklayer.core.copy import (
+    ZERO_GRANULARITY,
+    Concatenation,
+    CopyOptions,
+    changing_ranges,
+    copy,
+)
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode
 from blocklayer.core.opening import FilenameLike, is_same_file, path_of
@@ -28,6 +35,9 @@ if TYPE_CHECKING:
     from blocklayer.ops.resume import Resumable
 
 SPARSE_SIZE_MAX = 16 * MiB
+
+ALLOCATED_AT_ONCE = 64 * MiB
+"""Bytes between two looks whether to stop: where storage cannot allocate, they are written."""
 
 
 class ConvertResult(Record, frozen=True):
@@ -198,7 +208,7 @@ def _convert_at_once(plan: _Plan) -> ConvertResult:
             copying = plan.copying_into(disk)
             reporter = plan.reporter()
             result = copy(plan.whole, disk, copying, reporter)
-            _complete(plan.whole, disk, copying, new=plan.create)
+            _complete(plan.whole, disk, copying, plan.quiet, new=plan.create)
         if plan.verify:
             plan.read_back(plan.target, reporter)
         reporter.finish()
@@ -217,6 +227,7 @@ def _shown(target: FilenameLike) -> str:
 
 def _convert_resumably(plan: _Plan) -> ConvertResult:
     from blocklayer.ops import resume
+    from blocklayer.ops.resume_note import COPYING, Job
 
     if isinstance(plan.target, dict):
         raise NotSupported("A target that is described by options must exist (create=False)")
@@ -226,7 +237,7 @@ def _convert_resumably(plan: _Plan) -> ConvertResult:
         name: os.fspath(value) if isinstance(value, os.PathLike) else value
         for name, value in plan.options.items()
     }
-    job = resume.Job(
+    job = Job(
         plan.format or "raw",
         options,
         plan.copying.sparse_size,
@@ -234,11 +245,11 @@ def _convert_resumably(plan: _Plan) -> ConvertResult:
         resume.stamps(plan.disks),
     )
     work = resume.Resumable(path_of(plan.target), job)
+    note = work.begin()
+    there = 0
     try:
-        note = work.begin()
-        there = 0
         reporter = plan.reporter()
-        if note.stage == resume.COPYING:
+        if note.stage == COPYING:
             with plan.open_target(work.partial) as disk:
                 copying = plan.copying_into(disk)
                 there = resume.check_parts(disk, note, copying, reporter, plan.quiet)
@@ -252,12 +263,13 @@ def _convert_resumably(plan: _Plan) -> ConvertResult:
                     reporter=reporter,
                     quiet=plan.quiet,
                 )
-                _complete(plan.whole, disk, copying, new=True)
+                _complete(plan.whole, disk, copying, plan.quiet, new=True)
             if plan.verify:
                 _read_back_partial(plan, work, reporter)
         work.finish(note)
     except BlocklayerError as error:
-        resume.kept(error, work)
+        if not isinstance(error, InvalidArgument):  # with these sources it does not go on
+            resume.kept(error, work)
         raise
     reporter.finish()
     return ConvertResult(plan.whole.size, note.data, note.zero, resumed=there)
@@ -278,21 +290,34 @@ def is_zero_when_new(disk: Disk) -> bool:
     return isinstance(node, FormatNode) and node.backing is None and node.zero_when_new
 
 
-def _complete(source: Disk | Concatenation, disk: Disk, options: CopyOptions, *, new: bool) -> None:
+def _complete(
+    source: Disk | Concatenation,
+    disk: Disk,
+    options: CopyOptions,
+    quiet: Reporter,
+    *,
+    new: bool,
+) -> None:
     """What is left to do when everything is copied."""
     rest = disk.size - source.size
     if rest and new and options.only_differences:
         # A new target longer than the source shows zeroes there, not its backing file.
         disk.write_zeroes(source.size, rest)
     if options.target_is_zero and not options.sparse_size:
-        _allocate_zeroes(source, disk)
+        _allocate_zeroes(disk, source.size, quiet)
 
 
-def _allocate_zeroes(source: Disk | Concatenation, disk: Disk) -> None:
+def _allocate_zeroes(disk: Disk, size: int, quiet: Reporter) -> None:
     """``-S 0``: everything is allocated in the target."""
-    for extent in list(disk.extents(0, source.size)):
-        if extent.zero or not extent.present:
-            disk.write_zeroes(extent.offset, extent.length, allocate=True)
+    for offset, length in changing_ranges(disk, 0, size, quiet, _has_no_place):
+        for start in range(offset, offset + length, ALLOCATED_AT_ONCE):
+            quiet.check()
+            count = min(ALLOCATED_AT_ONCE, offset + length - start)
+            disk.write_zeroes(start, count, allocate=True)
+
+
+def _has_no_place(extent: Extent) -> bool:
+    return extent.zero or not extent.present
 
 
 def _check_options(

@@ -15,14 +15,24 @@ from __future__ import annotations
 import os
 import stat
 
-from blocklayer.base.errors import BlocklayerError, InvalidArgument, NotSupported
+from blocklayer.base.errors import BlocklayerError, InvalidArgument, IoError, NotSupported
+from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
-from blocklayer.base.record import Record, fresh
-from blocklayer.core.copy import CopyOptions, Segment, copy
+from blocklayer.base.units import SECTOR
+from blocklayer.core.copy import CopyOptions, Segment, changing_ranges, copy
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.ops.create import create, remove
 from blocklayer.ops.open_image import open_disk
+from blocklayer.ops.resume_note import (
+    WHOLE,
+    Job,
+    Note,
+    as_stored,
+    load,
+    save,
+    sync_folder,
+)
 from blocklayer.ops.verify import PART, Part, cut, part_digest
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -31,36 +41,11 @@ if TYPE_CHECKING:
 
     from blocklayer.ops.verify import Whole
 
-VERSION = 1
-COPYING, WHOLE = "copying", "whole"
-
 NOTE_EVERY = PART
 """Bytes of data: each note costs a flush."""
 
 SECONDS = 10
 """Of a copy at a limited rate between two notes."""
-
-
-class Job(Record, frozen=True):
-    """What is to be copied: must be the same when it goes on."""
-
-    format: str
-    options: dict[str, Any]
-    sparse_size: int
-    size: int
-    sources: list[dict[str, Any]]
-
-
-class Note(Record):
-    """The state on disk. `parts` are (end, digest), in ascending order."""
-
-    job: Job
-    stage: str = COPYING
-    parts: list[tuple[int, str]] = fresh(factory=list)
-    data: int = 0
-    zero: int = 0
-    identity: list[int] = fresh(factory=list)
-    """(device, inode) of the partial target that is about to get its name."""
 
 
 class Resumable:
@@ -70,7 +55,7 @@ class Resumable:
         self.target = os.path.abspath(target)
         self.partial = self.target + ".partial"
         self.note_path = self.partial + ".json"
-        self.job = job
+        self.job = as_stored(job)
         _refuse_odd_target(self.target)
 
     @property
@@ -83,7 +68,8 @@ class Resumable:
 
     def begin(self) -> Note:
         """The note of an earlier attempt, or a new one with a new partial target."""
-        note = self._load()
+        note = load(self.note_path, self.partial)
+        _refuse_odd_target(self.partial)
         if note is None and os.path.lexists(self.partial):
             raise InvalidArgument(
                 f"'{self.partial}' is in the way, and '{self.note_path}' is not there to tell what"
@@ -103,60 +89,32 @@ class Resumable:
         )
         return note
 
+    def save(self, note: Note) -> None:
+        """Replace the note: after a crash there is the old one or this one."""
+        save(note, self.note_path)
+
     def finish(self, note: Note) -> None:
         """Give the whole copy its name."""
-        if note.stage != WHOLE:
-            status = os.stat(self.partial)
-            note.stage, note.identity = WHOLE, [status.st_dev, status.st_ino]
-            self.save(note)
-        if os.path.lexists(self.partial):
-            _refuse_used(self.target)
-            os.replace(self.partial, self.target)
-            _sync_folder(self.target)
-        elif _identity(self.target) != note.identity:
-            raise InvalidArgument(
-                f"'{self.partial}' is gone: remove '{self.note_path}' to begin again"
-            )
-        os.unlink(self.note_path)
+        try:
+            if note.stage != WHOLE:
+                note.stage, note.inode = WHOLE, os.stat(self.partial).st_ino
+                self.save(note)
+            if os.path.lexists(self.partial):
+                _refuse_used(self.target)
+                os.replace(self.partial, self.target)
+                sync_folder(self.target)
+            elif _inode(self.target) != note.inode:
+                raise InvalidArgument(
+                    f"'{self.partial}' is gone: remove '{self.note_path}' to begin again"
+                )
+        except OSError as error:
+            raise IoError.from_os(error, "rename", self.partial) from None
+        remove(self.note_path)
 
     def discard(self) -> None:
         """Begin again next time."""
         remove(self.partial)
         remove(self.note_path)
-
-    # --- the note -------------------------------------------------------------------------------
-
-    def _load(self) -> Note | None:
-        import json
-
-        try:
-            with open(self.note_path, encoding="utf-8") as file:
-                fields = json.load(file)
-            if fields.pop("version") != VERSION:
-                raise ValueError("another version of this program wrote it")
-            job = Job(**fields.pop("job"))
-            parts = [(int(end), str(digest)) for end, digest in fields.pop("parts")]
-            return Note(job=job, parts=parts, **fields)
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InvalidArgument(
-                f"'{self.note_path}' cannot be used to go on: {error}; remove it and"
-                f" '{self.partial}' to begin again"
-            ) from None
-
-    def save(self, note: Note) -> None:
-        """Replace the note: after a crash there is the old one or this one."""
-        import json
-
-        fields = {"version": VERSION, **note.as_dict(), "job": note.job.as_dict()}
-        new = self.note_path + ".new"
-        with open(new, "w", encoding="utf-8") as file:
-            json.dump(fields, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self.note_path)
-        _sync_folder(new)
 
     def _require_same(self, job: Job) -> None:
         """What was begun must be what is asked for, and the sources as they were."""
@@ -176,9 +134,9 @@ class Resumable:
 
 def _changed_source(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
     for old, new in zip(before, now, strict=False):
-        for name, value in old.items():
-            if new[name] != value:
-                return f"its source '{old['path']}' has changed: its {name} was {value!r}"
+        for name, value in new.items():
+            if old.get(name) != value:
+                return f"its source '{new['path']}' has changed: its {name} was {old.get(name)!r}"
     return "it was begun with other sources"
 
 
@@ -201,38 +159,30 @@ def _create_options(options: dict[str, Any]) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in options.items() if name != "size"}
 
 
-def _identity(path: str) -> list[int]:
+def _inode(path: str) -> int:
+    """The number of a device may be another one after the next start of the system."""
     try:
-        status = os.stat(path)
+        return os.stat(path).st_ino
     except OSError:
-        return []
-    return [status.st_dev, status.st_ino]
-
-
-def _sync_folder(path: str) -> None:
-    """Make new names of files survive a power failure."""
-    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return 0
 
 
 # --- sources --------------------------------------------------------------------------------------
 
 
 def stamps(disks: list[Disk]) -> list[dict[str, Any]]:
-    """What tells whether the files of `disks` are the same and unchanged."""
+    """What tells whether `disks` are the same and unchanged, layer by layer."""
     found = []
-    for disk in disks:
+    for number, disk in enumerate(disks):
         layer: Node | None = disk.node
         while layer is not None:
-            found.append(_stamp(layer))
+            found.append({"source": number, **_stamp(layer)})
             layer = layer.backing if isinstance(layer, FormatNode) else None
     return found
 
 
-def _stamp(node: Node) -> dict[str, Any]:
+def _stamp(layer: Node) -> dict[str, Any]:
+    node = layer
     while "file" in node.children:
         node = node.children["file"]
     descriptor: int = getattr(node, "descriptor", -1)
@@ -241,11 +191,24 @@ def _stamp(node: Node) -> dict[str, Any]:
     status = os.fstat(descriptor)
     return {
         "path": os.path.abspath(node.filename),
-        "device": status.st_dev,
         "inode": status.st_ino,
+        # One file can be opened as disks of several formats, and as many windows.
+        "format": layer.driver,
+        "disk_size": layer.size,
+        "start": _start(layer),
         "size": node.size,
         "mtime_ns": status.st_mtime_ns,
+        # The time of the last change is what nobody can set, as tools that restore files do.
+        "ctime_ns": status.st_ctime_ns,
     }
+
+
+def _start(layer: Node) -> int:
+    """Where in its file the disk begins, if that can be told: a raw disk may be a window."""
+    if not layer.size:
+        return 0
+    _, _, child, host = layer.map(0, min(layer.size, SECTOR))
+    return host if child is not None else 0
 
 
 # --- copying --------------------------------------------------------------------------------------
@@ -264,10 +227,13 @@ def check_parts(
         position = end
     if options.target_is_zero:
         # The copy leaves zeroes out, and an interrupted one has left data here.
-        for extent in list(disk.extents(position, disk.size - position)):
-            if not extent.zero:
-                disk.write_zeroes(extent.offset, extent.length, unmap=True)
+        for start, length in changing_ranges(disk, position, disk.size, reporter, _is_data):
+            disk.write_zeroes(start, length, unmap=True)
     return position
+
+
+def _is_data(extent: Extent) -> bool:
+    return not extent.zero
 
 
 def copy_parts(
@@ -285,7 +251,7 @@ def copy_parts(
     if options.rate_limit:
         amount = min(amount, options.rate_limit * SECONDS)
     position = note.parts[-1][0] if note.parts else 0
-    for start, end in cut(source, position, amount):
+    for start, end in cut(source, position, amount, quiet):
         result = copy(Segment(source, start, end), disk, options, reporter)
         disk.flush()
         digest = part_digest(Part(source, start, end), quiet)

@@ -75,10 +75,11 @@ def part_digest(source: Part | Zeroes, reporter: Reporter) -> bytes:
     return tree_digest(source, ALGORITHM, default_threads(), reporter)
 
 
-def cut(source: Whole, start: int, data: int = PART) -> Iterator[tuple[int, int]]:
+def cut(source: Whole, start: int, data: int, quiet: Reporter) -> Iterator[tuple[int, int]]:
     """(start, end) of parts from `start` to the end, each with about so many bytes of data."""
     begin, found = start, 0
     for extent in source.extents(start, source.size - start):
+        quiet.check()  # the walk alone may take long
         position = extent.offset
         while not extent.zero and found + extent.end - position >= data:
             position = min(extent.end, align_up(position + data - found, PIECE))
@@ -95,7 +96,7 @@ def verify(source: Whole, target: Disk, *, new: bool, reporter: Reporter, quiet:
 
     `reporter` is told of the source's bytes; `quiet` only knows whether to go on.
     """
-    for start, end in cut(source, 0):
+    for start, end in cut(source, 0, PART, quiet):
         expected = part_digest(Part(source, start, end), reporter)
         if part_digest(Part(target, start, end), quiet) != expected:
             raise _difference(source, target, start, end)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an interrupted conversion knows of itself: a JSON file beside the partial target.
+
+It is replaced as a whole: after a crash there is the old one or the new one. What it says is
+looked at like anything that was read from a disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+
+from blocklayer.base.errors import InvalidArgument, IoError
+from blocklayer.base.record import Record, fresh
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
+
+VERSION = 2
+COPYING, WHOLE = "copying", "whole"
+
+
+class Job(Record, frozen=True):
+    """What is to be copied: must be the same when it goes on."""
+
+    format: str
+    options: dict[str, Any]
+    sparse_size: int
+    size: int
+    sources: list[dict[str, Any]]
+
+
+class Note(Record):
+    """The state on disk. `parts` are (end, digest), in ascending order."""
+
+    job: Job
+    stage: str = COPYING
+    parts: list[tuple[int, str]] = fresh(factory=list)
+    data: int = 0
+    zero: int = 0
+    inode: int = 0
+    """Of the partial target that is about to get its name."""
+
+
+def as_stored(job: Job) -> Job:
+    """The job as it will be read back. Raises `InvalidArgument` for options that cannot be kept."""
+    try:
+        return Job(**json.loads(json.dumps(job.as_dict())))
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"Options of a conversion that can be resumed must be texts and numbers: {error}"
+        ) from None
+
+
+def load(path: str, partial: str) -> Note | None:
+    """The note at `path`; None if there is none. Raises `InvalidArgument` for what is no note."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return _parse(json.load(file))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise InvalidArgument(
+            f"'{path}' cannot be used to go on: {reason}; remove it and '{partial}' to begin again"
+        ) from None
+
+
+def save(note: Note, path: str) -> None:
+    """Replace the note at `path`, durably. Raises `IoError`."""
+    fields = {"version": VERSION, **note.as_dict(), "job": note.job.as_dict()}
+    text = json.dumps(fields)
+    new = path + ".new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        with open(os.open(new, flags, 0o644), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+        sync_folder(new)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise IoError.from_os(error, "write", path) from None
+
+
+def sync_folder(path: str) -> None:
+    """Make new names of files survive a power failure."""
+    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- what was read --------------------------------------------------------------------------------
+
+
+def _parse(fields: Any) -> Note:
+    _require(isinstance(fields, dict), "it is no note of a conversion")
+    _require(fields.pop("version") == VERSION, "another version of this program wrote it")
+    note = Note(job=_job(fields.pop("job")), **fields)
+    _require(all(map(_is_count, (note.data, note.zero, note.inode))), "it has wrong numbers")
+    _require(note.stage in (COPYING, WHOLE), f"there is no stage {note.stage!r}")
+    note.parts = _parts(note.parts, note.job.size)
+    return note
+
+
+def _job(fields: Any) -> Job:
+    _require(
+        isinstance(fields["format"], str)
+        and isinstance(fields["options"], dict)
+        and _is_count(fields["sparse_size"])
+        and _is_count(fields["size"])
+        and isinstance(fields["sources"], list)
+        and all(isinstance(source, dict) for source in fields["sources"]),
+        "it does not tell what is to be copied",
+    )
+    return Job(**fields)
+
+
+def _parts(parts: Any, size: int) -> list[tuple[int, str]]:
+    _require(isinstance(parts, list), "it has no parts")
+    found: list[tuple[int, str]] = []
+    last = 0
+    for end, digest in parts:
+        right = _is_count(end) and last < end <= size and isinstance(digest, str)
+        _require(right, "its parts do not follow each other")
+        found.append((end, digest))
+        last = end
+    return found
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _require(condition: bool, reason: str) -> None:
+    if not condition:
+        raise ValueError(reason)
