@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--object: what other tools' command lines carry along.
+"""--object: secrets, credentials and limits that options refer to by their ids.
 
-Nothing here needs a secret, a limit or a permission by name yet, and an object that nobody refers
-to changes no result: definitions are checked and accepted, so that such command lines work.
+An object that nobody refers to changes no result: definitions are checked and accepted, so that
+command lines of other tools work.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 
 from blocklayer.base.options import split_options
 from blocklayer.cli.failures import Failure
+from blocklayer.core.objects import UserObject, define
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -40,13 +41,16 @@ FORMATS = ("raw", "base64")
 
 
 def check_objects(definitions: list[str]) -> None:
-    """Look at every definition. Raises `Failure`."""
+    """Look at every definition and make it known. Raises `Failure`."""
     known: set[str] = set()
     for definition in definitions:
-        name = _check(_properties(definition))
+        properties = _properties(definition)
+        kind = properties.get("qom-type")
+        name = _check(properties)
         if name in known:
             raise Failure(f"attempt to add duplicate property '{name}' to object")
         known.add(name)
+        define(UserObject(str(kind), name, properties))
 
 
 def list_objects(definitions: list[str]) -> str | None:
