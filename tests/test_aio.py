@@ -469,6 +469,22 @@ def test_closing_fails_and_closes_all_the_same(path: Path) -> None:
     run(use())
 
 
+def test_closing_fails_after_the_body_has_failed(path: Path) -> None:
+    """The body's error is the one to report."""
+    rule = {"iotype": "flush", "errno": 5}
+    file = {"driver": "fault", "file.filename": str(path), "inject-error": [rule]}
+
+    async def use() -> None:
+        async with aio.open({"driver": "raw", "file": file}, mode="r+"):
+            raise KeyError("the body's")
+
+    with pytest.raises(KeyError, match="the body's") as caught:
+        run(use())
+    (note,) = caught.value.__notes__
+    assert "failed as well: flush failed" in note
+    assert not descriptors(path)
+
+
 def test_no_thread_stays(path: Path) -> None:
     async def use() -> None:
         async with aio.open(path) as disk:

@@ -115,7 +115,12 @@ class AsyncDisk:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.close()
+        try:
+            await self.close()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"closing '{self._name}' failed as well: {failure}")
 
 
 def _close_unwanted(opening: Future[Disk]) -> None:

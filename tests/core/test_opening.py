@@ -386,3 +386,18 @@ def test_a_graph_that_cannot_be_opened_is_closed(qed: Path) -> None:
         assert descriptors() == before
     with Disk(Opener(OpenFlags(read_only=False)).open_name(qed)) as disk:
         disk.write(0, b"nobody holds its lock")
+
+
+@pytest.mark.parametrize("backing", ["gone", {"driver": "raw", "file.filename": "gone"}], ids=str)
+def test_no_error_is_its_own_cause(tmp_path: Path, backing: object) -> None:
+    """Whoever follows the causes would never come to an end."""
+    path = tmp_path / "image"
+    blocklayer.create(path, format="qed", size=MiB)
+    with pytest.raises(OpenError) as caught:
+        blocklayer.open({"driver": "qed", "file.filename": str(path), "backing": backing})
+    error: BaseException | None = caught.value
+    seen = []
+    while error is not None:
+        assert error not in seen
+        seen.append(error)
+        error = error.__cause__

@@ -129,6 +129,23 @@ def test_a_sector(fault: FaultNode, sector: int, sectors: int, fails: bool) -> N
     assert attempt(fault.flush) == 0
 
 
+@pytest.mark.parametrize(
+    ("offset", "length", "fails"),
+    [(1535, 1, False), (1535, 2, True), (1600, 10, True), (2047, 1, True), (2048, 1, False)],
+)
+def test_a_part_of_a_sector(fault: FaultNode, offset: int, length: int, fails: bool) -> None:
+    """A sector that is bad is bad wherever in it a request begins."""
+    fault.add_rule(InjectError(sector=3))
+    data = memoryview(bytes(length))
+    assert bool(attempt(lambda: fault.writev(offset, [data]))) == fails
+
+
+def test_the_first_sector_is_not_that_of_a_flush(fault: FaultNode) -> None:
+    fault.add_rule(InjectError(sector=0))
+    assert attempt(fault.flush) == 0
+    assert write(fault) == errno.EIO
+
+
 def test_once(fault: FaultNode) -> None:
     fault.add_rule(InjectError(once=True, iotypes=frozenset({WRITE})))
     assert attempt(fault.flush) == 0

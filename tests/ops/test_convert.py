@@ -28,6 +28,7 @@ from blocklayer import (
 )
 from blocklayer.base.align import align_up
 from blocklayer.base.units import KiB, MiB
+from blocklayer.ops.convert import refuse_same_file
 from tests.foreign import qemu
 from tests.ops.images import (
     CLUSTER,
@@ -294,6 +295,17 @@ def test_a_target_that_is_known_to_be_zero(tmp_path: Path, rng: random.Random) -
         )
     with unchanged(tmp_path), pytest.raises(InvalidArgument, match="target-is-zero"):
         blocklayer.convert(source.path, tmp_path / "raw", target_is_zero=True)
+
+
+def test_no_target_is_a_source_that_was_renamed(tmp_path: Path, rng: random.Random) -> None:
+    """The file that is open counts, and not what its name means by now."""
+    layer = make(tmp_path / "image", rng.randbytes(MiB))
+    with blocklayer.open(layer.path, format="raw", force_share=True) as disk:
+        layer.path.rename(tmp_path / "target")
+        make(tmp_path / "image", b"x" * 512)
+        with pytest.raises(InvalidArgument, match="part of the source"):
+            refuse_same_file([disk], tmp_path / "target")
+        refuse_same_file([disk], tmp_path / "image")
 
 
 def test_no_target_is_a_part_of_its_source(

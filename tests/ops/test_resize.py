@@ -135,6 +135,13 @@ def test_preallocation_that_is_refused(tmp_path: Path) -> None:
                 blocklayer.resize(layer.path, MiB, format=format, preallocation=mode)
 
 
+@pytest.mark.parametrize("size", [MiB, MiB // 2])
+def test_nothing_is_preallocated_where_nothing_is_new(tmp_path: Path, size: int) -> None:
+    layer = make(tmp_path / "image", b"x" * MiB)
+    with unchanged(tmp_path), pytest.raises(InvalidArgument, match="only be used for growing"):
+        blocklayer.resize(layer.path, size, format="raw", shrink=True, preallocation="full")
+
+
 def test_a_window_keeps_its_size(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(b"x" * 4096)
     tree = {"driver": "raw", "offset": 512, "size": 512, "file.filename": str(tmp_path / "image")}

@@ -345,7 +345,10 @@ def _complete(waiting: list[_Layer]) -> None:
     except (ChainError, Refused):
         raise
     except BlocklayerError as error:
-        raise _told_by_layers(error, passed) from error
+        told = _told_by_layers(error, passed)
+        if told is error:
+            raise
+        raise told from error
 
 
 def _told_by_layers(error: BlocklayerError, layers: list[_Layer]) -> BlocklayerError:
@@ -448,6 +451,12 @@ def is_same_file(one: str, two: str) -> bool:
     """Whether both names stand for one file, which exists."""
     identity = _identity(one)
     return identity is not None and identity == _identity(two)
+
+
+def is_file_of(node: Node, name: str) -> bool:
+    """Whether a name stands for the file that `node` has open."""
+    identity = file_identity(node)
+    return identity is not None and identity == _identity(name)
 
 
 def backing_path(overlay: str, backing: str) -> str:

@@ -51,7 +51,7 @@ class InjectError:
     """Make requests fail.
 
     iotypes      which; by default all that move or flush data
-    sector       only requests that cover this sector of 512 bytes
+    sector       only requests that touch this sector of 512 bytes
     errno        the error; 0 lets the request go on and keeps later rules from being looked at
     once         the rule is used up by one failure
     immediately  fail when the event is announced, before there is a request (needs an event)
@@ -75,7 +75,10 @@ class InjectError:
         """Whether the rule is about this request."""
         if iotype not in self.iotypes:
             return False
-        return self.sector is None or offset <= self.sector * SECTOR < offset + length
+        if self.sector is None:
+            return True
+        start = self.sector * SECTOR
+        return offset < start + SECTOR and start < offset + length
 
 
 @dataclass(slots=True, eq=False)

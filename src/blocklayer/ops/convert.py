@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, IoError, NotSupported
 from blocklayer.base.extent import Extent
@@ -20,8 +20,8 @@ from blocklayer.core.copy import (
     copy,
 )
 from blocklayer.core.disk import Disk
-from blocklayer.core.node import FormatNode
-from blocklayer.core.opening import FilenameLike, is_same_file, path_of
+from blocklayer.core.node import FormatNode, Node
+from blocklayer.core.opening import FilenameLike, is_file_of, path_of
 from blocklayer.ops.create import create as create_image
 from blocklayer.ops.create import find_driver, remove
 from blocklayer.ops.open_image import open_disk
@@ -359,8 +359,17 @@ def refuse_same_file(disks: list[Disk], target: FilenameLike) -> None:
         return
     name = path_of(target)
     for disk in disks:
-        node: Disk | None = disk
-        while node is not None:
-            if is_same_file(node.filename, name):
+        for node in _leaves(disk.node):
+            # The file that is open is meant: its name may be another one's by now.
+            if is_file_of(node, name):
                 raise InvalidArgument(f"'{name}' is part of the source and cannot be the target")
-            node = node.backing
+
+
+def _leaves(top: Node) -> Iterator[Node]:
+    """Nodes of a graph that stand on nothing else."""
+    pending = [top]
+    while pending:
+        node = pending.pop()
+        pending += node.children.values()
+        if not node.children:
+            yield node

@@ -29,6 +29,8 @@ def resize(
     """
     wanted = parse_size(size, "image size")
     with open_disk(name, mode="r+", format=format) as disk:
+        if wanted <= disk.size and preallocation != "off":
+            raise InvalidArgument("Preallocation can only be used for growing images")
         if wanted < disk.size and not shrink:
             raise InvalidArgument(
                 "Use the --shrink option to perform a shrink operation.\n"

@@ -42,8 +42,8 @@ OPTIONS = (
 
 def resolve(options: dict[str, Any]) -> dict[str, Any]:
     """Complete and validate create options. Raises `InvalidArgument`, `NotSupported`."""
-    cluster_size = parse_size(options.get("cluster_size") or CLUSTER_SIZE_DEFAULT, "cluster_size")
-    table_size = parse_size(options.get("table_size") or TABLE_SIZE_DEFAULT, "table_size")
+    cluster_size = parse_size(options.get("cluster_size", CLUSTER_SIZE_DEFAULT), "cluster_size")
+    table_size = parse_size(options.get("table_size", TABLE_SIZE_DEFAULT), "table_size")
     if not is_cluster_size_valid(cluster_size):
         raise InvalidArgument(
             f"QED cluster size must be within range [{CLUSTER_SIZE_MIN}, {CLUSTER_SIZE_MAX}]"
