@@ -4,7 +4,9 @@
 import os
 import random
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +40,23 @@ def rank(path: Path) -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank(item.path))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Reports cross from the workers of pytest-xdist as UTF-8, and names of files need not be."""
+    return as_utf_8((yield))
+
+
+def as_utf_8(value: Any) -> Any:
+    """`value` with what UTF-8 has not escaped, in every text in it."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {as_utf_8(key): as_utf_8(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_utf_8(inner) for inner in value]
+    return value
 
 
 @pytest.fixture

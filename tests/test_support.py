@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TESTS, rank
+from tests.conftest import TESTS, as_utf_8, rank
 from tests.support import NEEDS, chosen_seed, needs
 from tests.support.tools import PACKAGES
 
@@ -30,6 +30,14 @@ def test_tools_that_are_there_do_not_skip(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_a_tool_without_a_package_is_refused() -> None:
     with pytest.raises(AssertionError, match="name it"):
         needs("no-such-tool")
+
+
+def test_failures_with_names_that_are_no_utf_8_can_be_reported() -> None:
+    """A worker that cannot send its report takes the whole run down."""
+    report = {"longrepr": [("a\udcff", 3)], "k\udcfe": {"sections": ["ä", None]}}
+    told = as_utf_8(report)
+    assert told == {"longrepr": [["a\\udcff", 3]], "k\\udcfe": {"sections": ["ä", None]}}
+    str(told).encode("utf-8")
 
 
 def test_a_seed_is_repeated_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
