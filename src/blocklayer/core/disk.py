@@ -9,22 +9,23 @@ lookup and one system call, no lock; everything else goes through `core/io`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import Lock
 from types import TracebackType
 
 from blocklayer.base.buffers import Buffer, Vector, byte_view, vector_length
-from blocklayer.base.errors import InvalidArgument, OutOfRange, ReadOnly
+from blocklayer.base.errors import BlocklayerError, InvalidArgument, OutOfRange, ReadOnly
 from blocklayer.base.extent import Extent
 from blocklayer.core import io as core_io
 from blocklayer.core import mapping
 from blocklayer.core.detect import detection_unit, may_hold_zeroes, zero_detected
 from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Lookup, Node
+from blocklayer.core.requests import Retired
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any, Self
+    from typing import Any, Self, TypeVar
 
     from blocklayer.base.extent import Row
     from blocklayer.core.batch import MergedRun, Request
@@ -32,12 +33,34 @@ if TYPE_CHECKING:
     from blocklayer.core.hooks import BeforeWrite, WriteHooks
     from blocklayer.core.stream import DiskStream
 
+    T = TypeVar("T")
+
 try:
     from os import pread as _pread
     from os import preadv as _preadv
     from os import pwrite as _pwrite
+    from os import pwritev as _pwritev
 except ImportError:  # nodes offer no inline path here, so nobody calls them
     pass
+
+
+VECTOR_MAX = 1024
+"""Buffers that one system call takes on every system."""
+
+
+def check_modes(discard: str, detect_zeroes: str) -> None:
+    """Raise `InvalidArgument` for modes that do not exist, or not together."""
+    if discard not in ("ignore", "unmap"):
+        raise InvalidArgument(f"Invalid discard mode '{discard}': use 'ignore' or 'unmap'")
+    if detect_zeroes not in ("off", "on", "unmap"):
+        raise InvalidArgument(
+            f"Invalid detect-zeroes mode '{detect_zeroes}': use 'off', 'on' or 'unmap'"
+        )
+    if detect_zeroes == "unmap" and discard != "unmap":
+        raise InvalidArgument(
+            "setting detect-zeroes to unmap is not allowed without setting discard operation"
+            " to unmap"
+        )
 
 
 class Disk:
@@ -55,19 +78,10 @@ class Disk:
         detect_zeroes: str = "off",
         owns_node: bool = True,
     ) -> None:
-        if discard not in ("ignore", "unmap"):
-            raise InvalidArgument(f"Invalid discard mode '{discard}': use 'ignore' or 'unmap'")
-        if detect_zeroes not in ("off", "on", "unmap"):
-            raise InvalidArgument(
-                f"Invalid detect-zeroes mode '{detect_zeroes}': use 'off', 'on' or 'unmap'"
-            )
-        if detect_zeroes == "unmap" and discard != "unmap":
-            raise InvalidArgument(
-                "setting detect-zeroes to unmap is not allowed without setting discard operation"
-                " to unmap"
-            )
+        check_modes(discard, detect_zeroes)
         self.node = node
         self.discard_mode = discard
+        self.detect_zeroes = detect_zeroes
         self._tracker = node.tracker
         self.writethrough = writethrough
         self._detect_unit = detection_unit(node) if detect_zeroes != "off" else 0
@@ -88,6 +102,38 @@ class Disk:
         self._descriptor = inline.descriptor if inline else -1
         writable = not (self.read_only or self.writethrough or self.node.hooks is not None)
         self._write_lookup = inline.write if inline and writable else None
+
+    def _run(self, action: Callable[..., T], *arguments: object) -> T:
+        """Call `action` as a request; one that waits while the disk is switched is not lost."""
+        while True:
+            try:
+                return self._tracker.run(action, *arguments)
+            except Retired:
+                continue  # the disk is on another node now, and has that one's tracker
+
+    @contextmanager
+    def _drained_section(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(self._tracker.drained_section())
+                    break
+                except Retired:
+                    continue
+            yield
+
+    def switch(self, node: Node, *, discard: str, detect_zeroes: str) -> None:
+        """Stand on another node from now on; the caller has drained both, and owns them."""
+        check_modes(discard, detect_zeroes)
+        self.node.users.discard(self)
+        self.node = node
+        self._tracker = node.tracker
+        self.discard_mode = discard
+        self.detect_zeroes = detect_zeroes
+        self._detect_unit = detection_unit(node) if detect_zeroes != "off" else 0
+        self._detect_unmap = detect_zeroes == "unmap"
+        self._refresh_inline()
+        node.users.add(self)
 
     # --- what it is -----------------------------------------------------------------------------
 
@@ -155,7 +201,7 @@ class Disk:
         self.check_range("read", offset, length)
         # bytes(bytearray) copies once more; only requests that miss the inline path pay for it.
         buffer = bytearray(length)
-        self._tracker.run(self._read_vector, offset, [memoryview(buffer)] if length else [])
+        self._run(self._read_vector, offset, [memoryview(buffer)] if length else [])
         return bytes(buffer)
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
@@ -179,7 +225,7 @@ class Disk:
             if tracker.drained:
                 tracker.wake()
         self.check_range("read", offset, length)
-        tracker.run(self._read_vector, offset, [view] if length else [])
+        self._run(self._read_vector, offset, [view] if length else [])
         return length
 
     def read_many(self, requests: Iterable[tuple[int, int]]) -> list[bytes]:
@@ -202,8 +248,45 @@ class Disk:
                         continue
                 append(self._read_tracked(offset, length))
 
-        self._tracker.run(read_all)
+        self._run(read_all)
         return results
+
+    def read_inline(self, requests: Sequence[tuple[int, memoryview]], flags: int = 0) -> list[int]:
+        """Fill the views of (offset, view) requests that need nobody but the kernel.
+
+        The indices of the others: their place is not known in memory, they reach beyond the disk,
+        or, with `flags` of `os.preadv` such as RWF_NOWAIT, their bytes are not in memory.
+        """
+        late: list[int] = []
+        tracker = self._tracker
+        index = 0
+        try:
+            tracker.inflight.append(None)  # the first call in here: see `core/requests`
+            lookup = self._read_lookup
+            if lookup is None or tracker.drained:
+                return list(range(len(requests)))
+            descriptor = self._descriptor
+            for offset, view in requests:
+                length = len(view)
+                host = lookup(offset, length)
+                try:
+                    if host < 0 or _preadv(descriptor, (view,), host, flags) != length:
+                        late.append(index)
+                except OSError:
+                    late.append(index)  # whoever tries again meets the same error and says where
+                index += 1
+        finally:
+            tracker.inflight.pop()
+            if tracker.drained:
+                tracker.wake()
+        return late
+
+    def read_sparse(self, offset: int, view: memoryview) -> list[tuple[int, bool]]:
+        """Fill a view except for what is known to be zeroes; its (length, zero) runs in order."""
+        from blocklayer.core.sparse import read_sparse
+
+        self.check_range("read", offset, len(view))
+        return self._run(lambda: read_sparse(self.node, offset, view))
 
     def _read_tracked(self, offset: int, length: int) -> bytes:
         self.check_range("read", offset, length)
@@ -242,7 +325,7 @@ class Disk:
             tracker.inflight.pop()
             if tracker.drained:
                 tracker.wake()
-        tracker.run(self._write_view, offset, byte_view(data), fua)
+        self._run(self._write_view, offset, byte_view(data), fua)
 
     def _write_view(self, offset: int, view: memoryview, fua: bool) -> None:
         # Checked inside the request: who waited for a drain may find a smaller disk.
@@ -260,6 +343,81 @@ class Disk:
         for error in core_io.write_each(self.node, runs):
             if error is not None:
                 raise error
+
+    def write_each(self, requests: Sequence[tuple[int, memoryview]]) -> dict[int, BlocklayerError]:
+        """Write (offset, view) requests as a batch; the errors of those that failed, by index.
+
+        Neighbours in the sequence that are neighbours in the image are one system call.
+        """
+        late = self._write_each_inline(requests)
+        return self._run(self._write_late, requests, late) if late else {}
+
+    def _write_each_inline(self, requests: Sequence[tuple[int, memoryview]]) -> list[int]:
+        late: list[int] = []
+        vector: Vector = []
+        start = end = first = index = 0
+        tracker = self._tracker
+        try:
+            tracker.inflight.append(None)  # the first call in here: see `core/requests`
+            lookup = self._write_lookup
+            if lookup is None or tracker.drained:
+                return list(range(len(requests)))
+            unit = self._detect_unit
+            for offset, view in requests:
+                length = len(view)
+                host = lookup(offset, length)
+                if host < 0 or (unit and may_hold_zeroes(offset, view, unit)):
+                    late.append(index)
+                    host = end = -1
+                if vector and (host != end or len(vector) == VECTOR_MAX):
+                    if not self._write_vector(vector, start):
+                        late += range(first, first + len(vector))
+                    vector = []
+                if host >= 0:
+                    if not vector:
+                        start, first = host, index
+                    vector.append(view)
+                    end = host + length
+                index += 1
+            if vector and not self._write_vector(vector, start):
+                late += range(first, first + len(vector))
+        finally:
+            tracker.inflight.pop()
+            if tracker.drained:
+                tracker.wake()
+        return late
+
+    def _write_vector(self, vector: Vector, host: int) -> bool:
+        """Write to the file below; False if the node has to try again and say what is wrong."""
+        try:
+            return _pwritev(self._descriptor, vector, host) == vector_length(vector)
+        except OSError:
+            return False
+
+    def _write_late(
+        self, requests: Sequence[tuple[int, memoryview]], late: list[int]
+    ) -> dict[int, BlocklayerError]:
+        from blocklayer.core.batch import merge_writes
+        from blocklayer.core.submit import attempt, write_merged
+
+        errors: dict[int, BlocklayerError] = {}
+        valid = []
+        for index in sorted(late):
+            offset, view = requests[index]
+            error = attempt(self.check_write, "write", offset, len(view))
+            if error is None:
+                valid.append(index)
+            else:
+                errors[index] = error
+        runs = merge_writes([requests[index] for index in valid])
+        for run, error in zip(runs, write_merged(self, runs), strict=True):
+            if error is not None:
+                for owner in run.owners:
+                    errors.setdefault(valid[owner], error)
+        if self.writethrough and valid and (error := attempt(self.node.flush)) is not None:
+            for index in valid:
+                errors.setdefault(index, error)
+        return errors
 
     def write_many(self, requests: Sequence[tuple[int, Buffer]], *, fua: bool = False) -> None:
         """Write many (offset, data) requests; new clusters are made visible by one update a table.
@@ -280,7 +438,7 @@ class Disk:
                     raise error
             self._end_write(fua)
 
-        self._tracker.run(write_all)
+        self._run(write_all)
 
     def submit(self, requests: Sequence[Request]) -> int:
         """Run a batch of `Request`s of any kinds; how many writes were merged into others.
@@ -290,7 +448,7 @@ class Disk:
         """
         from blocklayer.core.submit import run_batch
 
-        return self._tracker.run(run_batch, self, requests)
+        return self._run(run_batch, self, requests)
 
     # What batches need, inside a tracked request.
 
@@ -368,7 +526,7 @@ class Disk:
                     core_io.zero_range(self.node, offset, length, flags)
             self._end_write(fua)
 
-        self._tracker.run(zero)
+        self._run(zero)
 
     def discard(self, offset: int, length: int) -> None:
         """Tell that nobody needs a range: its content is undefined afterwards.
@@ -382,7 +540,7 @@ class Disk:
                 with self.recorded(offset, length):
                     self.node.discard(offset, length)
 
-        self._tracker.run(discard)
+        self._run(discard)
 
     def flush(self) -> None:
         """Everything written before survives a power failure when this returns."""
@@ -391,7 +549,7 @@ class Disk:
             if not self.read_only:
                 self.node.flush()
 
-        self._tracker.run(flush)
+        self._run(flush)
 
     def resize(self, size: int, *, preallocation: str = "off") -> None:
         """Change the disk's size; new bytes read as zeroes. No request is in flight meanwhile."""
@@ -399,7 +557,7 @@ class Disk:
             raise ReadOnly(f"Cannot resize '{self.filename}': it is open read-only")
         if size < 0:
             raise InvalidArgument(f"Cannot resize '{self.filename}' to {size} bytes")
-        with self._tracker.drained_section():
+        with self._drained_section():
             try:
                 self.node.truncate(size, preallocation)
             finally:  # a failure may come after the size has changed
@@ -462,7 +620,7 @@ class Disk:
         """Nobody writes while hooks change; afterwards every disk on the node knows."""
         from blocklayer.core.hooks import WriteHooks
 
-        with self._tracker.drained_section():
+        with self._drained_section():
             hooks = self.node.hooks or WriteHooks()
             try:
                 yield hooks
@@ -473,7 +631,7 @@ class Disk:
 
     def drain(self) -> AbstractContextManager[None]:
         """A context in which no request is in flight: new ones wait until it ends."""
-        return self._tracker.drained_section()
+        return self._drained_section()
 
     # --- looking --------------------------------------------------------------------------------
 
@@ -488,13 +646,21 @@ class Disk:
         if length is None:
             length = self.size - offset
         self.check_range("map", offset, length)
-        batches = mapping.row_batches(self.node, offset, length)
-        found = mapping.merged_batches(batches, mapping.MERGED_MAX)
-        while True:
-            batch = self._tracker.run(next, found, None)
-            if batch is None:
-                return
+        position, end = offset, offset + length
+        node: Node | None = None
+        found: Iterator[list[Row]] = iter(())
+
+        def step() -> list[Row] | None:
+            nonlocal node, found
+            if node is not self.node:  # at first, and if the disk was switched meanwhile
+                node = self.node
+                batches = mapping.row_batches(node, position, end - position)
+                found = mapping.merged_batches(batches, mapping.MERGED_MAX)
+            return next(found, None)
+
+        while (batch := self._run(step)) is not None:
             yield batch
+            position = batch[-1][0] + batch[-1][1]
 
     def as_file(self) -> DiskStream:
         """The disk as a seekable binary file object (`io.RawIOBase`) with its own position."""
@@ -507,7 +673,7 @@ class Disk:
         if mode not in ("r", "r+"):
             raise InvalidArgument(f"Invalid mode {mode!r}: use 'r' or 'r+'")
         read_only = mode == "r"
-        with self._tracker.drained_section():
+        with self._drained_section():
             if read_only == self.read_only:
                 return
             if read_only:

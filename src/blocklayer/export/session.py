@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One client: everything it has sent is parsed, done together, and answered by one send.
+
+    receive      requests of the buffer      reads      page cache -> arena   \\
+    ------->     (nbd/server_transmission)   writes     buffer -> page cache   >   one send
+                                             others     export/commands       /
+
+Reads whose place is known in memory go straight from the page cache into the *arena*, the buffer
+that is sent, behind their headers. What would block goes to threads (`export/offload`) that answer
+on their own. Requests that are in flight together have no order (the protocol's section on
+ordering), except that what is written is in place when it is answered.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+
+from blocklayer.base.buffers import Buffer
+from blocklayer.base.errors import BlocklayerError
+from blocklayer.export.channel import Channel
+from blocklayer.export.commands import Commands, error_words
+from blocklayer.export.export import Export
+from blocklayer.export.offload import Offload
+from blocklayer.nbd import wire
+from blocklayer.nbd.server_handshake import EXTENDED, SIMPLE, Choice
+from blocklayer.nbd.server_transmission import LARGE, PIECE, Item, Replies, RequestReader
+
+ARENA = 1024 * 1024
+"""Bytes of answers that are put together before they are sent."""
+
+INLINE_MAX = 256 * 1024
+"""Bytes of a read that goes through the arena."""
+
+SPARSE_MIN = 64 * 1024
+"""Bytes from which on a read looks for holes, if it can tell the client of them."""
+
+SLOW_SECONDS = 0.001
+"""A read that takes longer has waited for the storage, and the next ones will, too."""
+
+SLOW_RUN = 64
+"""Reads after a slow one that are given to threads."""
+
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+
+_READ, _WRITE = wire.CMD_READ, wire.CMD_WRITE
+
+
+class Session:
+    """Transmission with one client, in the thread that calls `run`."""
+
+    def __init__(self, channel: Channel, export: Export, choice: Choice) -> None:
+        self._channel = channel
+        self._export = export
+        self._disk = export.disk
+        self._replies = Replies(choice.mode)
+        self._reader = RequestReader(extended=choice.mode == EXTENDED)
+        self._commands = Commands(export, choice, self._replies)
+        self._offload = Offload(f"nbd {export.name}")
+        self._arena = memoryview(bytearray(ARENA))
+        self._simple = choice.mode == SIMPLE
+        self._read_head = {
+            SIMPLE: struct.Struct(">IIQ"),
+            EXTENDED: struct.Struct(">IHHQQQQ"),
+        }.get(choice.mode, struct.Struct(">IHHQIQ"))
+        self._extended = choice.mode == EXTENDED
+        self._inline_max = INLINE_MAX if self._simple else SPARSE_MIN - 1
+        self._read_flags = wire.CMD_FLAG_FUA | (0 if self._simple else wire.CMD_FLAG_DF)
+        self._slow_run = 0
+        self._nowait = _NOWAIT
+        self._large: _LargeWrite | None = None
+        self.problem = ""
+
+    def run(self, rest: bytes) -> None:
+        """Serve until the client goes, or is told to. Raises `OSError` if it went badly."""
+        reader, channel = self._reader, self._channel
+        try:
+            goes_on = self._serve(reader.feed(rest))
+            while goes_on and not reader.problem:
+                count = channel.receive_into(reader.space())
+                if not count:
+                    if not reader.idle:
+                        self.problem = "client went away in the middle of a request"
+                    break
+                goes_on = self._serve(reader.received(count))
+            self.problem = self.problem or reader.problem
+        finally:
+            self._offload.wait()
+
+    # --- a batch ----------------------------------------------------------------------------------
+
+    def _serve(self, items: list[Item]) -> bool:
+        """Do what the client asked for; False if it wants to go."""
+        size = self._disk.size
+        read_flags, inline_max = ~self._read_flags, self._inline_max
+        pack, head = self._read_head.pack_into, self._read_head.size
+        arena, room = self._arena, ARENA
+        simple, extended = self._simple, self._extended
+        reads: list[tuple[int, memoryview]] = []
+        taken: list[Item] = []
+        writes: list[Item] = []
+        position = 0
+        for item in items:
+            command, flags, cookie, offset, length, _ = item
+            if (
+                command == _READ
+                and 0 < length <= inline_max
+                and offset + length <= size
+                and not flags & read_flags
+            ):
+                start = position + head
+                if start + length > room:
+                    self._finish_reads(reads, taken, position)
+                    reads, taken, position, start = [], [], 0, head
+                if simple:
+                    pack(arena, position, 0x67446698, 0, cookie)
+                elif extended:
+                    pack(arena, position, 0x6E8A278C, 1, 1, cookie, offset, length + 8, offset)
+                else:
+                    pack(arena, position, 0x668E33EF, 1, 1, cookie, length + 8, offset)
+                position = start + length
+                reads.append((offset, arena[start:position]))
+                taken.append(item)
+            elif command == _WRITE:
+                writes.append(item)
+            elif command == wire.CMD_DISC:
+                self._finish_reads(reads, taken, position)
+                self._finish_writes(writes)
+                return False
+            else:
+                self._serve_other(item)
+        if not writes:
+            self._finish_reads(reads, taken, position)
+        else:
+            if reads:
+                self._finish_reads(reads, taken, position)
+            self._finish_writes(writes)
+        return True
+
+    def _serve_other(self, item: Item) -> None:
+        command, flags, cookie, offset, length, payload = item
+        if command == LARGE:
+            self._begin_large(flags, cookie, offset, length)
+        elif command == PIECE:
+            self._continue_large(item)
+        elif command == _READ:
+            self._serve_read(item)
+        elif self._commands.is_slow(command, length):
+            if payload is not None:
+                item = (*item[:5], memoryview(bytes(payload)))
+            self._later(item)
+        else:
+            self._send(self._commands.answer(item))
+
+    def _later(self, item: Item) -> None:
+        """Have a thread of the pool do and answer a request."""
+        self._offload.submit(lambda: self._send_quietly(item))
+
+    def _send_quietly(self, item: Item) -> None:
+        try:
+            if item[0] == _READ:
+                self._commands.send_read(item, self._channel.send_vector)
+            else:
+                self._send(self._commands.answer(item))
+        except OSError:
+            self._channel.abort()  # the client does not listen: the connection's thread sees it
+
+    def _send(self, answer: bytes) -> None:
+        self._channel.send(answer)
+
+    # --- reads ------------------------------------------------------------------------------------
+
+    def _finish_reads(
+        self, reads: list[tuple[int, memoryview]], taken: list[Item], end: int
+    ) -> None:
+        """Fill the arena, and send it; `end` is behind the last answer in it."""
+        if not reads:
+            return
+        late = self._disk.read_inline(reads, self._nowait)
+        stats = self._export.stats
+        stats.requests[_READ] += len(reads) - len(late)
+        if not late:
+            stats.bytes_read += end - len(reads) * self._read_head.size
+            self._channel.send(self._arena[:end])
+            return
+        self._send_around(late, reads)
+        for index in late:
+            self._serve_read(taken[index])
+
+    def _send_around(self, late: list[int], reads: list[tuple[int, memoryview]]) -> None:
+        """Send the answers of the arena that are complete."""
+        parts: list[Buffer] = []
+        head = self._read_head.size
+        start = position = 0
+        missing = set(late)
+        for index, (_, view) in enumerate(reads):
+            following = position + head + len(view)
+            if index in missing:
+                if start < position:
+                    parts.append(self._arena[start:position])
+                start = following
+            else:
+                self._export.stats.bytes_read += len(view)
+            position = following
+        if start < position:
+            parts.append(self._arena[start:position])
+        if parts:
+            self._channel.send_vector(parts)
+
+    def _serve_read(self, item: Item) -> None:
+        """A read that nobody can be sure of: it may have holes, wait for the storage, or fail."""
+        if self._slow_run:
+            self._slow_run -= 1
+            self._later(item)
+            return
+        started = time.monotonic()
+        self._commands.send_read(item, self._channel.send_vector, self._arena)
+        if time.monotonic() - started > SLOW_SECONDS + item[4] / (1 << 30):
+            self._slow_run = SLOW_RUN
+
+    # --- writes -----------------------------------------------------------------------------------
+
+    def _finish_writes(self, items: list[Item]) -> None:
+        """Write, and answer what needs not be flushed; threads flush and answer the rest."""
+        if not items:
+            return
+        answers, durable = self._commands.write_all(items)
+        if durable:
+            self._offload.submit(lambda: self._flush_and_answer(durable))
+        if answers:
+            self._send(b"".join(answers))
+
+    def _flush_and_answer(self, items: list[Item]) -> None:
+        try:
+            self._send(self._commands.flush_for(items))
+        except OSError:
+            self._channel.abort()
+
+    def _begin_large(self, flags: int, cookie: int, offset: int, length: int) -> None:
+        refusal = self._commands.write_refusal(flags, offset, length)
+        self._large = _LargeWrite(cookie, flags, offset, length, refusal)
+
+    def _continue_large(self, item: Item) -> None:
+        _, _, _, offset, left, view = item
+        large = self._large
+        assert large is not None
+        assert view is not None
+        if large.refusal is None:
+            try:
+                self._disk.write(offset, view)
+            except BlocklayerError as error:
+                large.refusal = (wire.wire_error(error.errno), error_words("write", error))
+        if left:
+            return
+        self._large = None
+        whole = (_WRITE, large.flags, large.cookie, large.offset, large.length, None)
+        self._commands.count(_WRITE, large.length, failed=large.refusal is not None)
+        if large.refusal is not None:
+            code, words = large.refusal
+            self._send(self._replies.error(large.cookie, large.offset, code, words))
+        elif large.flags & wire.CMD_FLAG_FUA:
+            self._offload.submit(lambda: self._flush_and_answer([whole]))
+        else:
+            self._send(self._replies.done(large.cookie, large.offset))
+
+
+class _LargeWrite:
+    """A write that comes in pieces."""
+
+    __slots__ = ("cookie", "flags", "length", "offset", "refusal")
+
+    def __init__(
+        self, cookie: int, flags: int, offset: int, length: int, refusal: tuple[int, str] | None
+    ) -> None:
+        self.cookie = cookie
+        self.flags = flags
+        self.offset = offset
+        self.length = length
+        self.refusal = refusal
