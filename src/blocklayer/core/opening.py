@@ -241,6 +241,8 @@ class Opener:
         """
         if options is None or not self.flags.backing_chain:
             return None
+        if isinstance(options, Node):
+            return options
         if options is _AS_STORED:
             if not node.backing_filename:
                 return None

@@ -40,6 +40,13 @@ LOOK_AGAIN_SECONDS = 0.2
 """For how long the worst of interrupts delays somebody else."""
 
 
+class Retired(Exception):
+    """The node's users have moved on, and wait elsewhere: ask for their tracker again.
+
+    Whoever waits for a tracker of a node that can be replaced (`Disk.switch`) catches this.
+    """
+
+
 class _Bell:
     """Wakes all who wait."""
 
@@ -87,6 +94,7 @@ class Tracker:
         "drained",
         "inflight",
         "requests",
+        "retired",
     )
 
     def __init__(self) -> None:
@@ -95,6 +103,7 @@ class Tracker:
         self.drained: set[object] = set()
         """Drains that have begun."""
         self.closed = False
+        self.retired = False
         self._lock = threading.Lock()
         self._bell = _Bell()
         self._sections = threading.RLock()
@@ -125,8 +134,7 @@ class Tracker:
 
         def enter() -> bool:
             with self._lock:
-                if self.closed:
-                    raise Closed("The disk is closed")
+                self._require_life()
                 if self.drained:
                     return False
                 self.requests.add(token)  # no drain can begin before: it needs the lock
@@ -185,12 +193,26 @@ class Tracker:
         with self._sections:
             try:
                 self.drain_begin(token)
-                if self.closed:
-                    raise Closed("The disk is closed")
+                self._require_life()
                 yield
             finally:
                 self.drained.discard(token)
                 self.wake()
+
+    def _require_life(self) -> None:
+        if self.closed:
+            raise Closed("The disk is closed")
+        if self.retired:
+            raise Retired
+
+    def retire(self) -> None:
+        """Inside a drained section: the disks have another tracker now. Nothing enters any more.
+
+        Who waits is sent to look for it; the drain is never ended, so the inline path stays shut.
+        """
+        self.retired = True
+        self.drained.add("retired")
+        self.wake()
 
     def close(self) -> None:
         """Wait for requests in flight; everything after is refused with `Closed`.
