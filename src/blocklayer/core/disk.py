@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from blocklayer.core.batch import MergedRun, Request
     from blocklayer.core.bitmap import DirtyBitmap
     from blocklayer.core.hooks import BeforeWrite, WriteHooks
+    from blocklayer.core.sparse import Place
     from blocklayer.core.stream import DiskStream
 
     T = TypeVar("T")
@@ -287,6 +288,25 @@ class Disk:
 
         self.check_range("read", offset, len(view))
         return self._run(lambda: read_sparse(self.node, offset, view))
+
+    def with_places(
+        self, offset: int, length: int, action: Callable[[list[Place]], None]
+    ) -> bool:
+        """Call `action` with the places of a range in plain files; they stay there meanwhile.
+
+        False, and nothing is called, if a part of the range lies elsewhere.
+        """
+        from blocklayer.core.sparse import locate
+
+        def find() -> bool:
+            self.check_range("read", offset, length)
+            places = locate(self.node, offset, length)
+            if places is None:
+                return False
+            action(places)
+            return True
+
+        return self._tracker.run(find)
 
     def _read_tracked(self, offset: int, length: int) -> bytes:
         self.check_range("read", offset, length)

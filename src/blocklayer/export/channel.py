@@ -7,9 +7,12 @@ different threads do not mix.
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from blocklayer.base.buffers import Buffer
 
@@ -22,6 +25,9 @@ VECTOR_MAX = 512
 
 SEND_BUFFER = 4 * 1024 * 1024
 """Asked for, so that a large answer is handed over without waiting; the kernel may give less."""
+
+SEND_SECONDS = 0.1
+"""For how long a piece of an answer may wait for the client: see `try_sendfile`."""
 
 _READ_SIZE = 256 * 1024
 
@@ -51,28 +57,76 @@ class Channel:
     def send(self, data: Buffer) -> None:
         """Send all of one buffer."""
         with self._lock:
-            self._socket.sendall(data)
+            self.send_part(data)
 
     def send_vector(self, buffers: Sequence[Buffer]) -> None:
         """Send all of several buffers, with nothing of other threads between them."""
         with self._lock:
             for start in range(0, len(buffers), VECTOR_MAX):
-                self._send_some(list(buffers[start : start + VECTOR_MAX]))
+                self._send_some(buffers[start : start + VECTOR_MAX])
 
-    def _send_some(self, buffers: list[Buffer]) -> None:
-        sent = self._socket.sendmsg(buffers)
-        for index, buffer in enumerate(buffers):
-            view = memoryview(buffer)
-            if sent < len(view):
-                self._socket.sendall(view[sent:])
-                for rest in buffers[index + 1 :]:
-                    self._socket.sendall(rest)
+    def _send_some(self, buffers: Sequence[Buffer]) -> None:
+        try:
+            sent = self._socket.sendmsg(buffers)
+        except BlockingIOError:
+            sent = 0
+        for buffer in buffers:
+            size = memoryview(buffer).nbytes
+            if sent < size:
+                self.send_part(memoryview(buffer)[sent:])
+            sent = max(0, sent - size)
+
+    # An answer that is sent in several steps.
+
+    can_sendfile = hasattr(os, "sendfile")
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Nobody else sends meanwhile."""
+        with self._lock:
+            yield
+
+    def send_part(self, data: Buffer) -> None:
+        """Send all of a buffer; the caller has the channel for itself."""
+        view = memoryview(data)
+        while True:
+            try:
+                sent = self._socket.send(view)
+            except BlockingIOError:
+                continue  # SEND_SECONDS are over: the client is slow
+            if sent == len(view):
                 return
-            sent -= len(view)
+            view = view[sent:]
+
+    def try_send(self, data: bytes) -> int:
+        """Send what the client takes at once; how much. The caller has the channel for itself."""
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+
+    def try_sendfile(self, descriptor: int, offset: int, length: int) -> int:
+        """Have the kernel send bytes of a file; how many went before the client made us wait.
+
+        The caller has the channel for itself.
+        """
+        sent = 0
+        while sent < length:
+            try:
+                count = os.sendfile(self._socket.fileno(), descriptor, offset + sent, length - sent)
+            except BlockingIOError:
+                break
+            if not count:
+                break
+            sent += count
+        return sent
 
     def set_timeout(self, seconds: float | None) -> None:
-        """How long receiving and sending may take."""
+        """How long receiving and sending may take; None: for ever."""
         self._socket.settimeout(seconds)
+        if seconds is None:
+            limit = struct.pack("@ll", 0, int(SEND_SECONDS * 1_000_000))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def stop_receiving(self) -> None:
         """What is received next is the end; answers can still be sent."""
@@ -100,6 +154,8 @@ class Channel:
 
 class _EncryptedChannel(Channel):
     """TLS in memory: a `ssl.SSLSocket` may not be read and written by two threads at once."""
+
+    can_sendfile = False
 
     def __init__(self, connection: socket.socket, context: ssl.SSLContext) -> None:
         import ssl
@@ -156,26 +212,25 @@ class _EncryptedChannel(Channel):
                 except self._ended:
                     return 0
             if self._outgoing.pending:  # of a key update, say
-                self.send_vector([])
+                self.send(b"")
             data = self._socket.recv(_READ_SIZE)
             if not data:
                 return 0
             self._incoming.write(data)
 
-    def send(self, data: Buffer) -> None:
-        self.send_vector([data])
+    def _send_some(self, buffers: Sequence[Buffer]) -> None:
+        for buffer in buffers:
+            self.send_part(buffer)
 
-    def send_vector(self, buffers: Sequence[Buffer]) -> None:
+    def send_part(self, data: Buffer) -> None:
         # What is encrypted first must be sent first, so only who holds the lock takes it out.
-        with self._lock:
-            for buffer in (*buffers, b""):
-                view = memoryview(buffer)
-                while view or self._outgoing.pending:
-                    with self._state:
-                        if view:
-                            view = view[self._tls.write(view) :]
-                        data = self._outgoing.read()
-                    self._socket.sendall(data)
+        view = memoryview(data)
+        while view or self._outgoing.pending:
+            with self._state:
+                if view:
+                    view = view[self._tls.write(view) :]
+                sealed = self._outgoing.read()
+            super().send_part(sealed)
 
     def close(self) -> None:
         try:

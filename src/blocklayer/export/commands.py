@@ -91,6 +91,11 @@ class Commands:
             return wire.EINVAL, f"{name} failed: {length} bytes are more than {self._maximum}"
         return None
 
+    def read_is_good(self, item: Item) -> bool:
+        """Whether a read may be answered by its data."""
+        fragments = self._mode == SIMPLE or not item[1] & wire.CMD_FLAG_DF
+        return fragments and self._refusal(item) is None
+
     def write_refusal(self, flags: int, offset: int, length: int) -> Refusal | None:
         """Why a write is not even tried."""
         return self._refusal((wire.CMD_WRITE, flags, 0, offset, length, None))

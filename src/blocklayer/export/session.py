@@ -23,18 +23,13 @@ from blocklayer.export.channel import Channel
 from blocklayer.export.commands import Commands, error_words
 from blocklayer.export.export import Export
 from blocklayer.export.offload import Offload
+from blocklayer.export.zero_copy import ZERO_COPY_MIN, ZeroCopyRead, is_worth_it
 from blocklayer.nbd import wire
 from blocklayer.nbd.server_handshake import EXTENDED, SIMPLE, Choice
 from blocklayer.nbd.server_transmission import LARGE, PIECE, Item, Replies, RequestReader
 
 ARENA = 1024 * 1024
 """Bytes of answers that are put together before they are sent."""
-
-INLINE_MAX = 256 * 1024
-"""Bytes of a read that goes through the arena."""
-
-SPARSE_MIN = 64 * 1024
-"""Bytes from which on a read looks for holes, if it can tell the client of them."""
 
 SLOW_SECONDS = 0.001
 """A read that takes longer has waited for the storage, and the next ones will, too."""
@@ -65,7 +60,7 @@ class Session:
             EXTENDED: struct.Struct(">IHHQQQQ"),
         }.get(choice.mode, struct.Struct(">IHHQIQ"))
         self._extended = choice.mode == EXTENDED
-        self._inline_max = INLINE_MAX if self._simple else SPARSE_MIN - 1
+        self._inline_max = ZERO_COPY_MIN - 1
         self._read_flags = wire.CMD_FLAG_FUA | (0 if self._simple else wire.CMD_FLAG_DF)
         self._slow_run = 0
         self._nowait = _NOWAIT
@@ -214,6 +209,11 @@ class Session:
             self._slow_run -= 1
             self._later(item)
             return
+        if is_worth_it(self._channel, item[4]) and self._commands.read_is_good(item):
+            read = ZeroCopyRead(self._disk, self._replies, self._channel, item[2], item[3], item[4])
+            if read.answer():
+                self._commands.count(_READ, item[4], failed=False)
+                return
         started = time.monotonic()
         self._commands.send_read(item, self._channel.send_vector, self._arena)
         if time.monotonic() - started > SLOW_SECONDS + item[4] / (1 << 30):
