@@ -1,0 +1,520 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The named nodes of one process, and who uses whom.
+
+    add        a node tree from the options of `blockdev-add`
+    open_disk  a disk on a node, for an export or a job: with permissions, until it is closed
+    replace    everybody above one node stands on another one afterwards; no request notices
+
+A node lives as long as somebody wants it: the one who added it, a parent, or a disk on it. Changes
+of the graph exclude each other and happen while everything above the changed place is drained.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from blocklayer.base.errors import BlocklayerError, InvalidArgument, ReadOnly
+from blocklayer.base.options import OptionTree, nest
+from blocklayer.core import graph_edges as edges
+from blocklayer.core.graph_disk import CountingGraphDisk, GraphDisk, PlainGraphDisk
+from blocklayer.core.graph_options import Builder, Built, Settings, check_name, take_settings
+from blocklayer.core.node import FormatNode, Node
+from blocklayer.core.permissions import ALL, READ, RESIZE, WRITE, Use, require_compatible
+from blocklayer.core.requests import Tracker
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.core.graph_edges import Edge
+
+
+class Entry:
+    """A node of the graph.
+
+    name      given, or made up (``#block123``)
+    owned     somebody added it, and has not removed it yet
+    settings  discard, detect-zeroes … of disks on it
+    disks     those that are on it now
+    blocked   why it cannot be removed or used by other jobs, by who says so
+    """
+
+    def __init__(self, name: str, node: Node, settings: Settings, *, owned: bool) -> None:
+        self.name = name
+        self.node = node
+        self.settings = settings
+        self.owned = owned
+        self.disks: list[GraphDisk] = []
+        self.blocked: dict[object, str] = {}
+        self.implicit = name.startswith("#")
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.name} {self.node.driver}>"
+
+
+class Graph:
+    """All nodes of a process. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._changing = threading.RLock()
+        self._entries: dict[str, Entry] = {}
+        self._by_node: dict[int, Entry] = {}
+        self._counter = 100
+
+    # --- looking --------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        """Of all nodes, those with made-up names included, in the order of their coming."""
+        return list(self._entries)
+
+    def named(self) -> list[Entry]:
+        """All nodes."""
+        return list(self._entries.values())
+
+    def find(self, name: str) -> Node:
+        """The node of that name. Raises `InvalidArgument`."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise InvalidArgument(f"Cannot find device='{name}' nor node-name='{name}'")
+        return entry.node
+
+    def find_node(self, name: str) -> Node:
+        """The same in the words of commands that take node names only."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise InvalidArgument(f"Failed to find node with node-name='{name}'")
+        return entry.node
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def entry(self, name_or_node: str | Node) -> Entry:
+        """What is known of a node. Raises `InvalidArgument`."""
+        node = self.find(name_or_node) if isinstance(name_or_node, str) else name_or_node
+        entry = self._by_node.get(id(node))
+        if entry is None:
+            raise InvalidArgument(f"The node of '{node.filename}' is not in the graph")
+        return entry
+
+    def name_of(self, node: Node) -> str:
+        """The node's name."""
+        return self.entry(node).name
+
+    def parents(self, node: Node) -> list[Edge]:
+        """Edges of other nodes that lead to `node`."""
+        return [edge for edge in self._all_edges() if edge.child is node]
+
+    def children(self, node: Node) -> list[Edge]:
+        """Edges of `node` that lead to other nodes of the graph."""
+        return edges.edges_of(node, self._by_node)
+
+    def uses(self, node: Node) -> list[Use]:
+        """Who uses a node, and how: disks on it and parents."""
+        entry = self.entry(node)
+        uses = [disk.use for disk in entry.disks]
+        for edge in self.parents(node):
+            above = self.uses(edge.parent)
+            uses.append(edges.use_of(edge, f"node '{self.name_of(edge.parent)}'", above))
+        return uses
+
+    def backing_chain(self, node: Node) -> list[Node]:
+        """`node` and what lies below it, layer by layer; filters on the way are left out."""
+        chain = []
+        below: Node | None = node
+        while below is not None:
+            below = edges.skip_filters(below)
+            chain.append(below)
+            below = below.backing if isinstance(below, FormatNode) else None
+        return chain
+
+    def _all_edges(self) -> Iterator[Edge]:
+        for entry in list(self._entries.values()):
+            yield from edges.edges_of(entry.node, self._by_node)
+
+    # --- adding and removing --------------------------------------------------------------------
+
+    def add(self, options: OptionTree) -> Node:
+        """Open a node tree from `blockdev-add`'s options; its top stays until `remove`.
+
+        Children are given inline or by the name of a node; ``backing`` may be None. Raises the
+        package's errors, and then nothing has changed.
+        """
+        with self._changing:
+            built = Builder(self.find, self._entries.__contains__).build(options)
+            before = set(self._entries)
+            try:
+                node = self._register(built)
+                self._require_compatible_edges(node)
+            except BaseException:
+                for name in self._entries.keys() - before:
+                    entry = self._entries.pop(name)
+                    del self._by_node[id(entry.node)]
+                built.close()
+                raise
+            self.entry(node).owned = True
+            return node
+
+    def add_node(
+        self, node: Node, name: str | None = None, settings: Settings | None = None
+    ) -> Node:
+        """Make a node that is open already part of the graph, with everything below it."""
+        with self._changing:
+            if name is not None:
+                self.check_new_name(name)
+            self._note(name, node, settings or Settings(read_only=node.read_only), owned=True)
+            self._note_below(node)
+            return node
+
+    def check_new_name(self, name: str) -> None:
+        """Raise `InvalidArgument` unless a new node may have this name."""
+        if check_name(name) in self._entries:
+            raise InvalidArgument(f"Duplicate nodes with node-name='{name}'")
+
+    def remove(self, name: str) -> None:
+        """Undo `add`: the node is closed. Raises `InvalidArgument` while somebody uses it."""
+        with self._changing:
+            entry = self._entries.get(name)
+            if entry is None:
+                raise InvalidArgument(f"Failed to find node with node-name='{name}'")
+            self.require_unblocked(entry.node)
+            if not entry.owned:
+                raise InvalidArgument(f"Node {name} is not owned by the monitor")
+            for edge in self.parents(entry.node):
+                parent = self.name_of(edge.parent)
+                if edge.role == "backing":
+                    raise InvalidArgument(
+                        f"Node '{name}' is busy: node is used as backing hd of '{parent}'"
+                    )
+                raise InvalidArgument(f"Node {name} is in use")
+            if entry.disks:
+                raise InvalidArgument(f"Node {name} is in use")
+            entry.owned = False
+            self._let_go(entry.node)
+
+    def close(self) -> None:
+        """Close everything; the first error is raised when all is done."""
+        failures: list[BlocklayerError] = []
+        with self._changing:
+            for entry in list(self._entries.values()):
+                for disk in list(entry.disks):
+                    disk.close()
+            while self._entries:
+                # Whoever has no parents first: formats before their files.
+                used = {id(edge.child) for edge in self._all_edges()}
+                tops = [entry for entry in self._entries.values() if id(entry.node) not in used]
+                for entry in tops:
+                    entry.owned = True
+                    try:
+                        entry.owned = False
+                        self._let_go(entry.node, recurse=False)
+                    except BlocklayerError as error:
+                        failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def _register(self, built: Built) -> Node:
+        self._note(built.name, built.node, built.settings, owned=False)
+        for child in built.below.values():
+            self._register(child)
+        self._note_below(built.node)
+        return built.node
+
+    def _note_below(self, node: Node) -> None:
+        """Nodes that were opened on the way, such as the backing file that a header names."""
+        for child in edges.public_children(node):
+            if id(child) not in self._by_node:
+                self._note(None, child, Settings(read_only=child.read_only), owned=False)
+            self._note_below(child)
+
+    def _note(self, name: str | None, node: Node, settings: Settings, *, owned: bool) -> Entry:
+        entry = Entry(name or self._new_name(), node, settings, owned=owned)
+        self._entries[entry.name] = self._by_node[id(node)] = entry
+        return entry
+
+    def _new_name(self) -> str:
+        while True:
+            self._counter += 1
+            name = f"#block{self._counter}"
+            if name not in self._entries:
+                return name
+
+    def _require_compatible_edges(self, node: Node) -> None:
+        for edge in self.children(node):
+            others = [
+                use for use in self.uses(edge.child) if use.who != f"node '{self.name_of(node)}'"
+            ]
+            new = edges.use_of(edge, f"node '{self.name_of(node)}'", [])
+            require_compatible(self.name_of(edge.child), others, new)
+
+    def _let_go(self, node: Node, *, recurse: bool = True) -> None:
+        """Close a node that nobody wants any more, and then what only it wanted."""
+        entry = self.entry(node)
+        if entry.owned or entry.disks or self.parents(node):
+            return
+        below = [edge.child for edge in self.children(node)]
+        del self._entries[entry.name], self._by_node[id(node)]
+        edges.detach(node, below)
+        try:
+            node.close()
+        finally:
+            if recurse:
+                for child in below:
+                    if id(child) in self._by_node:
+                        self._let_go(child)
+
+    # --- blocking -------------------------------------------------------------------------------
+
+    def block(self, node: Node, owner: object, reason: str) -> None:
+        """`owner` (a job) works with a node: others must not remove, resize or use it for jobs."""
+        self.entry(node).blocked[owner] = reason
+
+    def unblock(self, owner: object) -> None:
+        """Undo every `block` of an owner."""
+        for entry in self.named():
+            entry.blocked.pop(owner, None)
+
+    def require_unblocked(self, name_or_node: str | Node, *, but: object = None) -> None:
+        """Raise `InvalidArgument` if somebody blocks the node."""
+        entry = self.entry(name_or_node)
+        for owner, reason in list(entry.blocked.items()):
+            if owner is not but:
+                raise InvalidArgument(f"Node '{entry.name}' is busy: {reason}")
+
+    # --- disks ----------------------------------------------------------------------------------
+
+    def open_disk(
+        self,
+        name_or_node: str | Node,
+        *,
+        writable: bool = False,
+        user: str = "an unnamed block device",
+        role: str = "root",
+        resizes: bool = False,
+        shares: frozenset[str] = ALL,
+        follows: bool = True,
+        stats: bool = False,
+        writethrough: bool | None = None,
+    ) -> GraphDisk:
+        """A disk on a node, until its `close`, which leaves the node open.
+
+        user      how errors call the one who wants it: ``mirror job 'j'``
+        resizes   it changes the size
+        shares    what others may do meanwhile (`core/permissions`)
+        follows   whether `replace` takes it to the new node; a job's own disks stay
+        stats     count requests: the disk has `stats`
+        """
+        with self._changing:
+            entry = self.entry(name_or_node)
+            if writable and entry.node.read_only:
+                raise ReadOnly(f"Block node is read-only: '{entry.name}'")
+            needs = {READ, *([WRITE] if writable else []), *([RESIZE] if resizes else [])}
+            use = Use(user, role, frozenset(needs), shares)
+            self._require_use(entry.node, use)
+            kind = CountingGraphDisk if stats else PlainGraphDisk
+            disk: GraphDisk = kind(self, entry, use, follows=follows, writethrough=writethrough)
+            entry.disks.append(disk)
+            return disk
+
+    def _require_use(self, node: Node, use: Use) -> None:
+        """The new use must get along with other users, here and of what is below."""
+        require_compatible(self.name_of(node), self.uses(node), use)
+        for edge in self.children(node):
+            if edges.passes_on(edge):
+                others = [
+                    other
+                    for other in self.uses(edge.child)
+                    if other.who != f"node '{self.name_of(node)}'"
+                ]
+                who = f"node '{self.name_of(node)}'"
+                require_compatible(
+                    self.name_of(edge.child), others, Use(who, edge.role, use.needs, use.shares)
+                )
+
+    def forget_disk(self, disk: GraphDisk) -> None:
+        """A disk was closed."""
+        with self._changing:
+            for entry in self.named():
+                if disk in entry.disks:
+                    entry.disks.remove(disk)
+                    self._let_go(entry.node)
+
+    # --- changes --------------------------------------------------------------------------------
+
+    @contextmanager
+    def drained(self, *nodes: Node) -> Iterator[None]:
+        """No request is in flight on the nodes, nor on anything above them.
+
+        From the top downwards, since requests above wait for those below.
+        """
+        with self._changing, ExitStack() as stack:
+            entered: list[Tracker] = []
+            for node in self._from_the_top(nodes):
+                if node.tracker not in entered:
+                    entered.append(node.tracker)
+                    stack.enter_context(node.tracker.drained_section())
+            yield
+
+    def _from_the_top(self, nodes: tuple[Node, ...]) -> list[Node]:
+        """The nodes and all that stand above them, parents before children."""
+        order: list[Node] = []
+
+        def visit(node: Node) -> None:
+            if any(node is each for each in order):
+                return
+            for edge in self.parents(node):
+                visit(edge.parent)
+            order.append(node)
+
+        for node in nodes:
+            visit(node)
+        return order
+
+    def replace(self, old: Node, new: Node) -> None:
+        """Whoever stands on `old` stands on `new`: disks that follow, and edges of parents.
+
+        Both are drained around it; requests that wait for that run on the new node. `new` itself,
+        and what belongs to it, may go on standing on `old`.
+        """
+        with self.drained(old, new):
+            old_entry, new_entry = self.entry(old), self.entry(new)
+            for edge in self.parents(old):
+                if edge.parent is not new and not self._is_below(new, edge.parent):
+                    edges.turn(edge, new)
+            moving = [disk for disk in old_entry.disks if disk.follows]
+            shared = old.tracker is new.tracker
+            gone = old.tracker
+            for disk in moving:
+                old_entry.disks.remove(disk)
+                new_entry.disks.append(disk)
+                settings = new_entry.settings
+                disk.switch(new, discard=settings.discard, detect_zeroes=settings.detect_zeroes)
+            if moving and not shared:
+                self._renew_tracker(gone)
+            self._refresh_above(new)
+
+    def _is_below(self, node: Node, below: Node) -> bool:
+        return any(
+            edge.child is below or self._is_below(edge.child, below) for edge in self.children(node)
+        )
+
+    def _renew_tracker(self, gone: Tracker) -> None:
+        """Requests that wait at the old place must look for their disk's new one."""
+        fresh = Tracker()
+        for entry in self.named():
+            if entry.node.tracker is gone:
+                entry.node.tracker = fresh
+                for disk in entry.disks:
+                    disk.follow_tracker()
+        gone.retire()
+
+    def _refresh_above(self, node: Node) -> None:
+        for each in self._from_the_top((node,)):
+            for disk in list(each.users):
+                disk._refresh_inline()
+
+    def insert_filter(self, node: Node, below: Node, name: str | None = None) -> None:
+        """Put a filter, whose child is `below`, between `below` and everybody above it."""
+        with self.drained(below):
+            if name is not None:
+                self.check_new_name(name)
+            settings = self.entry(below).settings
+            self._note(name, node, settings, owned=False)
+            self.replace(below, node)
+
+    def remove_filter(self, node: Node, below: Node) -> None:
+        """Undo `insert_filter`; `below` may also be another node to stand on from now on."""
+        with self.drained(node, below):
+            self.replace(node, below)
+            entry = self.entry(node)
+            children = [edge.child for edge in self.children(node)]
+            del self._entries[entry.name], self._by_node[id(node)]
+            edges.detach(node, children)
+            for child in children:
+                self._let_go(child)
+
+    def snapshot(self, node: Node, overlay: Node) -> None:
+        """From now on whoever stands on `node` writes to `overlay`, and `node` is below it."""
+        with self.drained(node, overlay):
+            entry = self.entry(overlay)
+            if not isinstance(overlay, FormatNode) or not edges.supports_backing(overlay):
+                raise InvalidArgument("The overlay does not support backing images")
+            if entry.disks or self.parents(overlay):
+                raise InvalidArgument("The overlay is already in use")
+            if overlay.backing is not None:
+                raise InvalidArgument("The overlay already has a backing image")
+            self.require_unblocked(node)
+            if overlay is node or self._is_below(node, overlay):
+                raise InvalidArgument(f"Making '{entry.name}' a backing child of itself")
+            if not node.read_only:
+                node.flush()
+            self.replace(node, overlay)
+            overlay.attach_backing(node)
+            self._refresh_above(overlay)
+
+    def set_backing(self, overlay: FormatNode, backing: Node | None) -> None:
+        """Change what lies below an image, in this process; the image's header is not touched."""
+        with self.drained(overlay):
+            before = overlay.backing
+            overlay.attach_backing(backing)
+            self._refresh_above(overlay)
+            if before is not None and id(before) in self._by_node and before is not backing:
+                self._let_go(before)
+
+    def reopen(self, options: list[OptionTree]) -> None:
+        """`blockdev-reopen`: other settings for nodes, all or none of them."""
+        with self._changing:
+            plans = [self._plan_reopen(dict(nest(each))) for each in options]
+            done: list[tuple[Entry, Settings]] = []
+            with self.drained(*(entry.node for entry, _, _ in plans)):
+                try:
+                    for entry, settings, backing in plans:
+                        done.append((entry, entry.settings))
+                        self._apply(entry, settings)
+                        if backing and isinstance(entry.node, FormatNode):
+                            self.set_backing(entry.node, backing[0])
+                except BaseException:
+                    for entry, settings in reversed(done):
+                        self._apply(entry, settings)
+                    raise
+
+    def _plan_reopen(self, options: OptionTree) -> tuple[Entry, Settings, list[Node | None]]:
+        name = options.pop("node-name", None)
+        if name is None:
+            raise InvalidArgument("node-name not specified")
+        entry = self._entries.get(name)
+        if entry is None:
+            raise InvalidArgument(f"Failed to find node with node-name='{name}'")
+        settings = take_settings(options, Settings())
+        known = dict(nest(entry.settings.options))
+        backing: list[Node | None] = []
+        if "backing" in options and isinstance(entry.node, FormatNode):
+            wanted = options.pop("backing")
+            below = self.find(wanted) if isinstance(wanted, str) else None
+            if isinstance(wanted, dict):
+                raise InvalidArgument("The backing node must be given by its name or be null")
+            if below is not entry.node.backing:
+                backing = [below]
+        known.pop("backing", None)
+        for key, value in options.items():
+            if key == "driver" and value == entry.node.driver:
+                continue
+            if known.get(key) != value and not self._names_child(entry.node, key, value):
+                raise InvalidArgument(f"Cannot change the option '{key}'")
+        if settings.read_only and any(WRITE in use.needs for use in self.uses(entry.node)):
+            raise InvalidArgument(f"Block node is read-only: '{entry.name}' is written to")
+        return entry, settings.replace(options=entry.settings.options), backing
+
+    def _names_child(self, node: Node, role: str, value: object) -> bool:
+        return any(
+            edge.role == role and self.name_of(edge.child) == value for edge in self.children(node)
+        )
+
+    def _apply(self, entry: Entry, settings: Settings) -> None:
+        if settings.read_only != entry.node.read_only:
+            if settings.read_only:
+                entry.node.flush()
+            entry.node.reopen(settings.read_only)
+        entry.settings = settings
+        for disk in entry.disks:
+            disk.switch(entry.node, discard=settings.discard, detect_zeroes=settings.detect_zeroes)

@@ -1,0 +1,489 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A job: something that goes on in a thread of its own, and is steered from others.
+
+Subclasses do the work in `run`, in steps between which they call `pause_point`; then `prepare`
+(may fail), and `commit` or `abort`, and `clean` in any case.
+
+All state is guarded by the manager's lock, which is never held while data moves.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from blocklayer.base.errors import BlocklayerError, InvalidArgument
+from blocklayer.jobs import states
+from blocklayer.jobs.errors import JobCancelled, WrongState, job_error
+from blocklayer.jobs.manager import Jobs
+from blocklayer.jobs.pace import SpeedLimit
+from blocklayer.jobs.transaction import JobTransaction
+
+REPORT, IGNORE, STOP, ENOSPC, AUTO = "report", "ignore", "stop", "enospc", "auto"
+POLICIES = (REPORT, IGNORE, ENOSPC, STOP, AUTO)
+
+
+class Job:
+    """Base of all jobs.
+
+    id             unique among the jobs of a manager
+    device         what events call it: its id
+    current total  progress in bytes (or steps); neither `current` nor its share runs backwards
+    error          why it failed, once it has
+    auto_finalize  it ends by itself when its work is done
+    auto_dismiss   it is forgotten by itself when it has ended
+    """
+
+    type: ClassVar[str] = ""
+    is_block_job: ClassVar[bool] = True
+    can_complete: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        job_id: str,
+        *,
+        speed: int = 0,
+        auto_finalize: bool = True,
+        auto_dismiss: bool = True,
+        transaction: JobTransaction | None = None,
+    ) -> None:
+        if speed < 0:
+            raise InvalidArgument("Parameter 'speed' expects a non-negative value")
+        self.id = job_id
+        self.status = states.UNDEFINED
+        self.error: str | None = None
+        self.auto_finalize = auto_finalize
+        self.auto_dismiss = auto_dismiss
+        self.io_status = "ok"
+        self.limit = SpeedLimit(speed)
+        self.jobs = jobs
+        self.changed = jobs.changed
+        self.cancelled = False
+        """It ends without a result."""
+        self.completing = False
+        """Somebody has called `complete`."""
+        self.ended = threading.Event()
+        """It has reached its end: its thread does nothing any more."""
+        self._current = self._total = 0
+        self._user_paused = False
+        self._at_rest = False
+        self._transaction = transaction or JobTransaction()
+        jobs.register(self)  # raises if the id is not free
+        self._transaction.join(self)
+        self.transition(states.CREATED)
+
+    # --- what it is -----------------------------------------------------------------------------
+
+    @property
+    def current(self) -> int:
+        """Bytes done."""
+        return self._current
+
+    @property
+    def total(self) -> int:
+        """Bytes to do, as far as is known now."""
+        return self._total
+
+    @property
+    def speed(self) -> int:
+        """Bytes per second; 0 is no limit."""
+        return self.limit.speed
+
+    @property
+    def paused(self) -> bool:
+        """Whether somebody has paused it."""
+        return self._user_paused
+
+    @property
+    def ready(self) -> bool:
+        """Whether `complete` would be accepted."""
+        return self.status in (states.READY, states.STANDBY)
+
+    def info(self) -> dict[str, Any]:
+        """A member of `query-jobs`."""
+        with self.changed:
+            info = {
+                "id": self.id,
+                "type": self.type,
+                "status": self.status,
+                "current-progress": self.current,
+                "total-progress": self.total,
+            }
+            return info if self.error is None else info | {"error": self.error}
+
+    def block_info(self) -> dict[str, Any]:
+        """A member of `query-block-jobs`."""
+        with self.changed:
+            info = {
+                "type": self.type,
+                "device": self.id,
+                "len": self.total,
+                "offset": self.current,
+                "busy": not self._at_rest and not self.ended.is_set(),
+                "paused": self.paused,
+                "speed": self.speed,
+                "io-status": self.io_status,
+                "ready": self.ready,
+                "status": self.status,
+                "auto-finalize": self.auto_finalize,
+                "auto-dismiss": self.auto_dismiss,
+            }
+            return info if self.error is None else info | {"error": self.error}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self.status} {self.current}/{self.total}>"
+
+    # --- verbs ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        with self.changed:
+            if self.status != states.CREATED:  # cancelled with its group
+                return
+            self.transition(states.RUNNING)
+        threading.Thread(target=self._live, name=f"blocklayer-{self.id}", daemon=True).start()
+
+    def pause(self) -> None:
+        """Stop at the next pause point, until `resume`."""
+        with self.changed:
+            self._require("pause")
+            if self._user_paused:
+                raise WrongState("Job is already paused")
+            self._user_paused = True
+            self.changed.notify_all()
+
+    def resume(self) -> None:
+        """Undo `pause`, or go on after an error that has stopped the job."""
+        with self.changed:
+            self._require("resume")
+            if not self._user_paused:
+                raise WrongState("Can't resume a job that was not paused")
+            self.io_status = "ok"
+            self._user_paused = False
+            self.changed.notify_all()
+
+    def cancel(self, *, force: bool = False) -> None:
+        """End without a result. What `force` means is the job's affair: see mirror."""
+        with self.changed:
+            self._require("cancel")
+            if self._user_paused and not force:
+                raise WrongState(f"The block job for device '{self.id}' is currently paused")
+            if self.status == states.CREATED:
+                self._abandon()
+            elif not (self.ready and not force and self.cancel_softly()):
+                self.cancelled = True
+                self._user_paused = False
+            self.changed.notify_all()
+
+    def cancel_softly(self) -> bool:
+        """Asked to end without force while ready; False if that is no different. Lock held."""
+        return False
+
+    def cancel_with_group(self) -> None:
+        """Another job of its transaction has failed. Lock held."""
+        if self.status == states.CREATED:
+            self._abandon()
+        elif self.status not in (states.ABORTING, states.CONCLUDED, states.NULL):
+            self.cancelled = True
+            self._user_paused = False
+            self.changed.notify_all()
+
+    def complete(self) -> None:
+        """End a job that is ready and would go on for ever."""
+        with self.changed:
+            self._require("complete")
+            if self.cancelled or not self.can_complete:
+                raise WrongState(f"The active block job '{self.id}' cannot be completed")
+            self.check_completable()
+            self.completing = True
+            self.changed.notify_all()
+
+    def check_completable(self) -> None:
+        """Raise if completing is bound to fail. Lock held."""
+
+    def finalize(self) -> None:
+        """Let a job of which ``auto_finalize`` is off end, now that its work is done."""
+        with self.changed:
+            self._require("finalize")
+            self._transaction.finalized = True
+            self.changed.notify_all()
+
+    def dismiss(self) -> None:
+        """Forget a job that has ended."""
+        with self.changed:
+            self._require("dismiss")
+            self._forget()
+
+    def set_speed(self, speed: int) -> None:
+        """Another limit in bytes per second, at once; 0 is no limit."""
+        if speed < 0:
+            raise InvalidArgument("Parameter 'speed' expects a non-negative value")
+        with self.changed:
+            self._require("set-speed")
+            self.limit.set(speed)
+            self.changed.notify_all()
+
+    def change(self, **options: Any) -> None:
+        """Change options while it runs: ``copy_mode`` of mirrors."""
+        with self.changed:
+            self._require("change")
+            self.apply_change(options)
+            self.changed.notify_all()
+
+    def apply_change(self, options: dict[str, Any]) -> None:
+        """Jobs that can be changed override this. Lock held."""
+        raise InvalidArgument(f"Job type does not support change: {self.type}")
+
+    def _require(self, verb: str) -> None:
+        if self.status not in states.VERBS[verb]:
+            raise WrongState(
+                f"Job '{self.id}' in state '{self.status}' cannot accept command verb '{verb}'"
+            )
+
+    # --- for the job's own work -----------------------------------------------------------------
+
+    def run(self) -> None:
+        """Do the work. Raises `JobCancelled`, or what has gone wrong."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Make the result real; raising undoes everything with `abort`."""
+
+    def commit(self) -> None:
+        """The job has succeeded, and so have all of its transaction."""
+
+    def abort(self) -> None:
+        """The job has failed or was cancelled: nothing of it must remain."""
+
+    def clean(self) -> None:
+        """In any case: release what the job holds."""
+
+    def pause_point(self) -> None:
+        """Between two steps: rest while paused. Raises `JobCancelled`."""
+        with self.changed:
+            self._check_cancelled()
+            if not self._user_paused:
+                return
+            self.at_rest()
+            resting, working = (
+                (states.STANDBY, states.READY) if self.ready else (states.PAUSED, states.RUNNING)
+            )
+            self.transition(resting)
+            self._at_rest = True
+            self.changed.wait_for(lambda: not self._user_paused)
+            self._at_rest = False
+            self.transition(working)
+            self._check_cancelled()
+
+    def at_rest(self) -> None:
+        """The job is about to rest. Lock held."""
+
+    def sleep(self, seconds: float, until: Callable[[], bool] | None = None) -> None:
+        """Rest between two steps; ends early if `until`, or somebody wants something."""
+        with self.changed:
+            self._at_rest = True
+            self.changed.wait_for(
+                lambda: self.cancelled or self._user_paused or (until is not None and until()),
+                seconds,
+            )
+            self._at_rest = False
+
+    def hold_back(self) -> None:
+        """Wait until the speed limit allows more. Raises `JobCancelled`; rests while paused."""
+        while True:
+            self.pause_point()
+            with self.changed:
+                wait, speed = self.limit.wait(), self.limit.speed
+            if not wait:
+                return
+            self.sleep(wait, lambda before=speed: self.limit.speed != before)  # type: ignore[misc]
+
+    def _check_cancelled(self) -> None:
+        if self.cancelled:
+            raise JobCancelled
+
+    def advance(self, amount: int) -> None:
+        """So many bytes more are done."""
+        with self.changed:
+            self._current += amount
+            self._total = max(self._total, self._current)
+
+    def set_remaining(self, amount: int) -> None:
+        """So many bytes are left, as far as is known."""
+        with self.changed:
+            self._total = self._current + amount
+
+    def add_remaining(self, amount: int) -> None:
+        """So many bytes more (or less) are left."""
+        with self.changed:
+            self._total = max(self._current, self._total + amount)
+
+    def become_ready(self) -> None:
+        """The work is done, as far as it can be; what comes now is keeping up."""
+        with self.changed:
+            self.transition(states.READY)
+            self.emit_block("BLOCK_JOB_READY")
+
+    def on_error(self, policy: str, operation: str, error: BlocklayerError) -> str:
+        """What to do about failed I/O: tells the world, and stops the job if that is the policy.
+
+        operation  ``read`` or ``write``
+        Returns ``report``, ``ignore`` or ``stop``.
+        """
+        action = policy
+        if policy in (ENOSPC, AUTO):
+            action = STOP if error.errno == errno.ENOSPC else REPORT
+        with self.changed:
+            if action == STOP and not self.cancelled:
+                self._user_paused = True
+                if self.io_status == "ok":
+                    self.io_status = "nospace" if error.errno == errno.ENOSPC else "failed"
+            data = {"device": self.id, "operation": operation, "action": action}
+            self.jobs.emit("BLOCK_JOB_ERROR", data)
+            self.changed.notify_all()
+        return action
+
+    def transition(self, status: str) -> None:
+        """The next state. Lock held, except by who has just made the job."""
+        with self.changed:
+            assert status in states.TRANSITIONS[self.status], f"{self.status} -> {status}"
+            self.status = status
+            self.jobs.emit("JOB_STATUS_CHANGE", {"id": self.id, "status": status})
+            self.changed.notify_all()
+
+    def emit_block(self, name: str, **more: Any) -> None:
+        """An event with what block jobs tell of themselves. Lock held."""
+        if self.is_block_job:
+            progress = {"len": self.total, "offset": self.current, "speed": self.speed}
+            self.jobs.emit(name, {"type": self.type, "device": self.id} | progress | more)
+
+    # --- its thread -----------------------------------------------------------------------------
+
+    def _live(self) -> None:
+        try:
+            if self._try(self.run) and self._pass_gates():
+                self._succeed()
+            else:
+                self._fail()
+        finally:
+            with self.changed:
+                self.ended.set()
+                self.changed.notify_all()
+
+    def _try(self, step: Callable[[], None]) -> bool:
+        """Take a step; False, and the reason is noted, if it fails."""
+        try:
+            step()
+        except JobCancelled:
+            self.cancelled = True
+        except (BlocklayerError, OSError) as error:
+            self.error = self.error or job_error(error)
+        except Exception as error:
+            # A mistake of ours must not look like success, nor end in silence.
+            self.error = self.error or f"internal error: {type(error).__name__}: {error}"
+        return self.error is None and not self.cancelled
+
+    def _pass_gates(self) -> bool:
+        """Wait for the others of the transaction, and for permission to end."""
+        group = self._transaction
+        with self.changed:
+            self.transition(states.WAITING)
+            self._wait_at("done")
+            if not self._may_go_on():
+                return False
+            self.transition(states.PENDING)
+            if group.needs_finalize and self.is_block_job:
+                self.jobs.emit("BLOCK_JOB_PENDING", {"type": self.type, "id": self.id})
+            self._at_rest = True
+            self.changed.wait_for(
+                lambda: self.cancelled or group.failed or not group.needs_finalize
+            )
+            self._at_rest = False
+            if not self._may_go_on():
+                return False
+        if not self._try(self.prepare):
+            return False
+        with self.changed:
+            self._wait_at("prepared")
+            # Too late for a cancellation of this one alone: its result is real.
+            return not group.failed
+
+    def _wait_at(self, gate: str) -> None:
+        self._transaction.arrive(gate, self)
+        self.changed.notify_all()
+        self._at_rest = True
+        self.changed.wait_for(lambda: self._transaction.is_open(gate) or self.cancelled)
+        self._at_rest = False
+
+    def _may_go_on(self) -> bool:
+        if self._transaction.failed:
+            self.cancelled = True
+        return not self.cancelled
+
+    def _succeed(self) -> None:
+        self._try(self.commit)
+        self._try(self.clean)
+        with self.changed:
+            more = {} if self.error is None else {"error": self.error}
+            self.emit_block("BLOCK_JOB_COMPLETED", **more)
+            self._conclude()
+
+    def _fail(self) -> None:
+        with self.changed:
+            if self._transaction.failed and self.error is None:
+                self.cancelled = True
+            self._transaction.fail(self)
+            self.transition(states.ABORTING)
+        cancelled = self.cancelled and self.error is None
+        if cancelled:
+            self.error = None
+        self._try(self.abort)
+        self._try(self.clean)
+        with self.changed:
+            if cancelled and self.error is None:
+                self.error = "Operation canceled" if not self.is_block_job else None
+                self.emit_block("BLOCK_JOB_CANCELLED")
+            else:
+                self.emit_block("BLOCK_JOB_COMPLETED", error=self.error)
+            self._conclude()
+
+    def _abandon(self) -> None:
+        """It was created and never ran. Lock held."""
+        self.cancelled = True
+        self._transaction.fail(self)
+        self.transition(states.ABORTING)
+        self._try(self.abort)
+        self._try(self.clean)
+        self.emit_block("BLOCK_JOB_CANCELLED")
+        self._conclude()
+        self.ended.set()
+
+    def _conclude(self) -> None:
+        self._at_rest = True
+        self.transition(states.CONCLUDED)
+        if self.auto_dismiss:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.transition(states.NULL)
+        self.jobs.unregister(self)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end of the job; whether it has come."""
+        return self.ended.wait(timeout)
+
+    def wait_for_status(self, *wanted: str, timeout: float = 60) -> str:
+        """Wait until it is in one of some states, or has ended; its state."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.status in wanted or self.ended.is_set(), timeout)
+            return self.status
+
+
+def check_policy(name: str, value: str) -> str:
+    """Raise `InvalidArgument` unless `value` is an error policy."""
+    if value not in POLICIES:
+        raise InvalidArgument(f"Parameter '{name}' does not accept value '{value}'")
+    return value
