@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from blocklayer.cli.failures import Failure
+from blocklayer.cli.numbers import integer_argument, number, size_argument
 from blocklayer.cli.objects import check_objects, list_objects
-from blocklayer.cli.parsing import integer_argument, number, size_argument
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,10 @@ import random
 import pytest
 
 from blocklayer.cli.failures import Failure, UsageError
-from blocklayer.cli.parsing import (
-    Arguments,
-    BadOption,
-    Command,
-    NotANumber,
-    NumberTooLarge,
-    Option,
-    create_options,
-    getopt,
-    number,
-    option_tree,
-    parse,
-)
+from blocklayer.cli.getopt import BadOption, Option, getopt
+from blocklayer.cli.numbers import NotANumber, NumberTooLarge, number
+from blocklayer.cli.parsing import Arguments, Command, option_tree, parse
+from blocklayer.cli.targets import create_options
 
 OPTIONS = (
     Option("-f --format", "FMT"),

@@ -58,7 +58,8 @@ def test_only_the_command_that_runs_is_imported(image: str) -> None:
     modules = imported_by("info", image)
     commands = {name for name in modules if name.startswith("blocklayer.cli.")}
     assert commands == {
-        f"blocklayer.cli.{name}" for name in ("failures", "info", "main", "output", "parsing")
+        f"blocklayer.cli.{name}"
+        for name in ("failures", "getopt", "info", "main", "output", "parsing")
     }
 
 

@@ -353,12 +353,29 @@ def test_operations_trust_as_little(folder: Path) -> None:
     assert not (folder / "copy").exists()
 
 
-def test_what_lies_below_cannot_be_reopened_for_writing(folder: Path) -> None:
+def test_what_lies_below_is_reopened_by_its_descriptor(folder: Path) -> None:
+    """Its name leads out of the folder by now."""
     [image] = overlays(folder, [b"base"])
     with blocklayer.open(image, trust=Trust()) as disk:
         backing = disk.backing
         assert backing is not None
-        with pytest.raises(blocklayer.ReadOnly):
+        (folder / "base").unlink()
+        (folder / "base").symlink_to("../secret")
+        backing.node.reopen(read_only=False)
+        backing.node.writev(0, [memoryview(b"changed!")])
+        assert disk.read(0, 8) == b"changed!"
+    assert (folder.parent / "secret").read_bytes()[:8] == SECRET
+
+
+def test_without_its_descriptors_what_lies_below_stays_read_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [image] = overlays(folder, [b"base"])
+    with blocklayer.open(image, trust=Trust()) as disk:
+        backing = disk.backing
+        assert backing is not None
+        monkeypatch.setattr("blocklayer.protocols.file.OPEN_FILES", "/nothing")
+        with pytest.raises(blocklayer.ReadOnly, match="not trusted"):
             backing.node.reopen(read_only=False)
 
 

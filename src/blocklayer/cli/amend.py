@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from blocklayer.cli.failures import UsageError
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.output import print_result
 from blocklayer.cli.parsing import (
     FORMAT,
@@ -13,12 +14,11 @@ from blocklayer.cli.parsing import (
     QUIET,
     Arguments,
     Command,
-    Option,
     cache_name,
-    create_options,
     one_image,
 )
 from blocklayer.cli.progress import Running
+from blocklayer.cli.targets import create_options
 
 COMMAND = Command(
     "amend",

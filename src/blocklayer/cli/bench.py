@@ -5,20 +5,21 @@ from __future__ import annotations
 
 from blocklayer.base.errors import BlocklayerError, Cancelled, os_reason
 from blocklayer.cli.failures import Failure
+from blocklayer.cli.getopt import Option
+from blocklayer.cli.numbers import INT32_MAX, integer_argument, size_argument
 from blocklayer.cli.output import print_json, warn_of_guess
 from blocklayer.cli.parsing import (
+    ALLOW,
     FORCE_SHARE,
     IMAGE_OPTS,
-    INT32_MAX,
     LONG_PROGRESS,
     OUTPUT,
     QUIET,
+    UNTRUSTED,
     Arguments,
     Command,
-    Option,
-    integer_argument,
     one_image,
-    size_argument,
+    trust_argument,
     wants_json,
 )
 from blocklayer.cli.progress import Running
@@ -58,6 +59,8 @@ COMMAND = Command(
         QUIET,
         IMAGE_OPTS,
         FORCE_SHARE,
+        UNTRUSTED,
+        ALLOW,
     ),
     details=(
         "Requests are sent to the image as to a disk: one after the other from the offset on, and"
@@ -165,7 +168,14 @@ def _open(arguments: Arguments, plan: BenchPlan) -> Disk:
             f"Could not open '{shown}': force-share=on can only be used with read-only images"
         )
     mode = "r+" if plan.write else "r"
-    disk = open_disk(name, mode=mode, format=format_name, cache=cache, force_share=force_share)
+    disk = open_disk(
+        name,
+        mode=mode,
+        format=format_name,
+        cache=cache,
+        force_share=force_share,
+        trust=trust_argument(arguments),
+    )
     if plan.write and getattr(disk.node, "probed", False):
         warn_of_guess(shown)
     return disk

@@ -4,17 +4,10 @@
 from __future__ import annotations
 
 from blocklayer.cli.failures import Failure
+from blocklayer.cli.getopt import Option
+from blocklayer.cli.numbers import size_argument
 from blocklayer.cli.output import print_result
-from blocklayer.cli.parsing import (
-    IMAGE_OPTS,
-    OUTPUT,
-    Arguments,
-    Command,
-    Option,
-    image_name,
-    size_argument,
-    wants_json,
-)
+from blocklayer.cli.parsing import IMAGE_OPTS, OUTPUT, Arguments, Command, image_name, wants_json
 
 COMMAND = Command(
     "bitmap",

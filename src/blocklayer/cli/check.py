@@ -11,6 +11,7 @@ import sys
 
 from blocklayer.base.errors import NotSupported
 from blocklayer.cli.failures import Failure, UsageError
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.output import print_json, speaks_json
 from blocklayer.cli.parsing import (
     ALLOW,
@@ -23,7 +24,6 @@ from blocklayer.cli.parsing import (
     UNTRUSTED,
     Arguments,
     Command,
-    Option,
     cache_name,
     one_image,
     trust_argument,

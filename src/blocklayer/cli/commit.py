@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+from blocklayer.cli.getopt import Option
+from blocklayer.cli.numbers import size_argument
 from blocklayer.cli.output import print_result
 from blocklayer.cli.parsing import (
+    ALLOW,
     FORMAT,
     IMAGE_OPTS,
     OUTPUT,
     PROGRESS,
     QUIET,
+    UNTRUSTED,
     Arguments,
     Command,
-    Option,
     cache_name,
     one_image,
-    size_argument,
+    trust_argument,
 )
 from blocklayer.cli.progress import Running
 
@@ -33,6 +36,8 @@ COMMAND = Command(
         PROGRESS,
         QUIET,
         IMAGE_OPTS,
+        UNTRUSTED,
+        ALLOW,
     ),
     details=(
         "Afterwards the backing file shows what the overlay showed. The overlay is emptied, unless"
@@ -62,6 +67,7 @@ def run(arguments: Arguments) -> int:
             keep="d" in arguments or base is not None,
             cache=cache,
             rate_limit=rate_limit,
+            trust=trust_argument(arguments),
             progress=running.report,
             cancel=running.cancel,
         )

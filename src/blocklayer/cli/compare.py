@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from blocklayer.base.errors import BlocklayerError, Cancelled, FormatError
 from blocklayer.cli.failures import Failure, UsageError
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.output import print_result
 from blocklayer.cli.parsing import (
     ALLOW,
@@ -20,7 +21,6 @@ from blocklayer.cli.parsing import (
     UNTRUSTED,
     Arguments,
     Command,
-    Option,
     cache_name,
     image_name,
     trust_argument,

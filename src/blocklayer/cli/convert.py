@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from blocklayer.base.errors import CreateError
 from blocklayer.cli.failures import Failure
+from blocklayer.cli.getopt import Option
+from blocklayer.cli.numbers import integer_argument, size_argument
 from blocklayer.cli.output import print_result, warn
 from blocklayer.cli.parsing import (
     ALLOW,
@@ -17,19 +19,13 @@ from blocklayer.cli.parsing import (
     UNTRUSTED,
     Arguments,
     Command,
-    Option,
     cache_name,
-    check_sizes,
-    check_target,
-    create_options,
     image_name,
-    integer_argument,
     option_tree,
-    refuse_snapshot,
-    size_argument,
     trust_argument,
 )
 from blocklayer.cli.progress import Running
+from blocklayer.cli.targets import check_sizes, check_target, create_options, refuse_snapshot
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:

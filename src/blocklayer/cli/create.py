@@ -5,19 +5,12 @@ from __future__ import annotations
 
 from blocklayer.base.errors import OpenError
 from blocklayer.cli.failures import Failure, UsageError
+from blocklayer.cli.getopt import Option
+from blocklayer.cli.numbers import size_argument
 from blocklayer.cli.output import print_result
-from blocklayer.cli.parsing import (
-    OUTPUT,
-    QUIET,
-    Arguments,
-    Command,
-    Option,
-    check_sizes,
-    check_target,
-    create_options,
-    size_argument,
-)
+from blocklayer.cli.parsing import OUTPUT, QUIET, Arguments, Command
 from blocklayer.cli.progress import Running
+from blocklayer.cli.targets import check_sizes, check_target, create_options
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 from blocklayer.base.errors import CreateError
 from blocklayer.cli.failures import Failure
+from blocklayer.cli.getopt import Option
+from blocklayer.cli.numbers import INT32_MAX, size_argument
 from blocklayer.cli.output import complain, print_result
 from blocklayer.cli.parsing import (
+    ALLOW,
     FORCE_SHARE,
     IMAGE_OPTS,
-    INT32_MAX,
     LONG_PROGRESS,
     OUTPUT,
+    UNTRUSTED,
     Arguments,
     Command,
-    Option,
     image_name,
-    size_argument,
+    trust_argument,
 )
 from blocklayer.cli.progress import Running
 
@@ -35,6 +37,8 @@ COMMAND = Command(
         LONG_PROGRESS,
         IMAGE_OPTS,
         FORCE_SHARE,
+        UNTRUSTED,
+        ALLOW,
     ),
     details=(
         "Arguments are those of dd(1), but for the target's: it is made anew, and its size is what"
@@ -98,6 +102,7 @@ def _copy(arguments: Arguments, operands: dict[str, str]) -> DdResult:
                 count=numbers.get("count"),
                 skip=_number("skip", operands.get("skip", "0")),
                 force_share="force-share" in arguments,
+                trust=trust_argument(arguments),
                 progress=running.report,
                 cancel=running.cancel,
             )

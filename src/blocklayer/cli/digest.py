@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from blocklayer.cli.failures import Failure
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.output import print_json
 from blocklayer.cli.parsing import (
     ALLOW,
@@ -16,7 +17,6 @@ from blocklayer.cli.parsing import (
     UNTRUSTED,
     Arguments,
     Command,
-    Option,
     cache_name,
     one_image,
     trust_argument,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.output import print_json
 from blocklayer.cli.parsing import (
     ALLOW,
@@ -13,7 +14,6 @@ from blocklayer.cli.parsing import (
     UNTRUSTED,
     Arguments,
     Command,
-    Option,
     one_image,
     trust_argument,
     wants_json,

@@ -11,9 +11,19 @@ from collections.abc import Iterator
 
 from blocklayer.cli import io_commands, io_control
 from blocklayer.cli.failures import PROGRAM, Failure, UsageError
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.io_language import IoCommand, Quit, execute
 from blocklayer.cli.io_session import Opening, Session
-from blocklayer.cli.parsing import HELP, IMAGE_OPTS, OBJECT, Arguments, Command, Option
+from blocklayer.cli.parsing import (
+    ALLOW,
+    HELP,
+    IMAGE_OPTS,
+    OBJECT,
+    UNTRUSTED,
+    Arguments,
+    Command,
+    trust_argument,
+)
 
 COMMAND = Command(
     "io",
@@ -43,6 +53,8 @@ COMMAND = Command(
         ),
         Option("-U --force-share", "", "open although somebody else writes to the image"),
         IMAGE_OPTS,
+        UNTRUSTED,
+        ALLOW,
     ),
     common=(
         OBJECT,
@@ -94,6 +106,7 @@ def run(arguments: Arguments) -> int:
     opening = _opening(arguments)
     session = Session(all_commands())
     session.image_opts = opening.image_opts
+    session.trust = opening.trust
     try:
         if arguments.names:
             session.open(opening)
@@ -111,7 +124,7 @@ def _opening(arguments: Arguments) -> Opening:
     pairs = [(letter, value) for key, letter in _LETTERS.items() for value in arguments.all(key)]
     path = arguments.names[0] if arguments.names else ""
     opening = io_control.opening_from(Arguments(pairs, []), path, image_opts=image_opts)
-    return opening.replace(format=arguments.optional("format"))
+    return opening.replace(format=arguments.optional("format"), trust=trust_argument(arguments))
 
 
 def all_commands() -> dict[str, IoCommand]:

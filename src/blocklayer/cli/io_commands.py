@@ -9,6 +9,7 @@ from collections.abc import Callable
 from blocklayer.base.errors import BlocklayerError, os_reason
 from blocklayer.base.record import Record
 from blocklayer.cli.failures import Failure
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.io_language import (
     REQUEST_MAX,
     UNLIMITED,
@@ -21,7 +22,7 @@ from blocklayer.cli.io_language import (
 )
 from blocklayer.cli.io_report import Statistics, dump_lines, has_pattern
 from blocklayer.cli.io_session import Session
-from blocklayer.cli.parsing import Arguments, Option
+from blocklayer.cli.parsing import Arguments
 from blocklayer.core.disk import Disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time

@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.io_language import IoCommand
 from blocklayer.cli.io_session import Session
-from blocklayer.cli.parsing import Option
 
 _BREAKS = ("remove_break", "resume", "wait_break")
 """Commands that take the tag of a break point."""

@@ -10,6 +10,7 @@ import time
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.options import OptionTree, nest, parse_bool, split_options
 from blocklayer.cli.failures import Failure
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.io_language import (
     UNLIMITED,
     Failed,
@@ -20,7 +21,8 @@ from blocklayer.cli.io_language import (
 )
 from blocklayer.cli.io_report import amount_text
 from blocklayer.cli.io_session import Opening, Session, fault_node
-from blocklayer.cli.parsing import Arguments, Option, cache_name, integer_argument
+from blocklayer.cli.numbers import integer_argument
+from blocklayer.cli.parsing import Arguments, cache_name
 from blocklayer.core.disk import Disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -90,7 +92,8 @@ def _driver_options(arguments: Arguments) -> OptionTree:
 
 def _open(session: Session, call: Arguments) -> None:
     path = call.names[0] if call.names else ""
-    session.open(opening_from(call, path, image_opts=session.image_opts and bool(path)))
+    opening = opening_from(call, path, image_opts=session.image_opts and bool(path))
+    session.open(opening.replace(trust=session.trust))
 
 
 def _close(session: Session, call: Arguments) -> None:

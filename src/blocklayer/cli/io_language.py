@@ -12,17 +12,10 @@ from collections.abc import Callable, Iterable
 
 from blocklayer.base.errors import BlocklayerError
 from blocklayer.cli.failures import Failure
+from blocklayer.cli.getopt import BadOption, Option, getopt
+from blocklayer.cli.numbers import NotANumber, NumberTooLarge, integer_argument, number
 from blocklayer.cli.output import complain
-from blocklayer.cli.parsing import (
-    Arguments,
-    BadOption,
-    NotANumber,
-    NumberTooLarge,
-    Option,
-    getopt,
-    integer_argument,
-    number,
-)
+from blocklayer.cli.parsing import Arguments
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:

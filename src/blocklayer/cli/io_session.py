@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from blocklayer.cli.io_language import IoCommand
     from blocklayer.core.batch import Request
     from blocklayer.core.disk import Disk
+    from blocklayer.core.trust import Trust
 
     Told: TypeAlias = Callable[[Request, float], list[str]]
 
@@ -42,6 +43,8 @@ class Opening(Record):
     snapshot: bool = False
     """Writes go to a temporary overlay, and are forgotten."""
     copy_on_read: bool = False
+    trust: Trust | None = None
+    """Somebody else made the image: what it may ask for."""
 
     def name(self) -> str | OptionTree:
         """What to open: a name, or an option tree if there are options."""
@@ -114,6 +117,8 @@ class Session:
         self.opening = Opening()
         self.image_opts = False
         """File names are option strings, as the program was told."""
+        self.trust: Trust | None = None
+        """Images are somebody else's, as the program was told."""
         self.tags: set[str] = set()
         """Of break points that have been set."""
         self._gathering: Batch | None = None
@@ -258,6 +263,8 @@ def _open(opening: Opening) -> Disk:
     if opening.snapshot:
         return _open_overlay(opening)
     name = opening.name()
+    if opening.trust is not None and not opening.image_opts:
+        opening.trust.check_given(opening.path)  # the name may be a tree by now
     return open_disk(
         name,
         mode="r" if opening.read_only else "r+",
@@ -265,32 +272,38 @@ def _open(opening: Opening) -> Disk:
         cache=opening.cache,
         discard=opening.discard,
         force_share=opening.force_share,
+        trust=opening.trust,
     )
 
 
 def _open_overlay(opening: Opening) -> Disk:
     """A new overlay that vanishes when it is closed."""
-    import json
     import tempfile
 
+    from blocklayer.core.opening import parse_name
     from blocklayer.ops.create import create
     from blocklayer.ops.open_image import open_disk
 
-    below = _open(opening.replace(snapshot=False, read_only=True))
-    size, format_name = below.size, below.format
-    below.close()
-    name = opening.name()
-    backing = os.path.abspath(name) if isinstance(name, str) else f"json:{json.dumps(name)}"
+    with _open(opening.replace(snapshot=False, read_only=True)) as below:
+        size, driver, filename = below.size, below.node.driver, below.filename
+    trust = opening.trust
+    if trust is not None:
+        trust = trust.anchored(filename)  # the image's folder, and not the overlay's
     with tempfile.TemporaryDirectory(prefix="blk-io-") as directory:
         overlay = os.path.join(directory, "overlay.qed")
-        create(
-            overlay,
-            format="qed",
-            size=size,
-            backing=backing,
-            backing_format=format_name,
-            check_backing=False,
-        )
+        create(overlay, format="qed", size=size)
         # The open file outlives its name.
-        mode = "r" if opening.read_only else "r+"
-        return open_disk(overlay, mode=mode, format="qed", cache="unsafe")
+        return open_disk(
+            {
+                "driver": "qed",
+                "file": {"driver": "file", "filename": overlay},
+                "backing": {
+                    **parse_name(opening.name()),
+                    "driver": driver,
+                    "force-share": opening.force_share,
+                },
+            },
+            mode="r" if opening.read_only else "r+",
+            cache="unsafe",
+            trust=trust,
+        )

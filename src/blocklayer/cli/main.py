@@ -11,16 +11,9 @@ import os
 import sys
 
 from blocklayer.cli.failures import Failure, Interrupted, UsageError
+from blocklayer.cli.getopt import BadOption, Option, getopt
 from blocklayer.cli.output import asks_for_json, complain, report, speak_json, speaks_json
-from blocklayer.cli.parsing import (
-    Arguments,
-    BadOption,
-    Command,
-    Option,
-    getopt,
-    parse,
-    usage_error,
-)
+from blocklayer.cli.parsing import Arguments, Command, parse, usage_error
 
 COMMANDS = {
     "amend": ("blocklayer.cli.amend", "change options that an image was created with"),

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from blocklayer.base.errors import BlocklayerError
 from blocklayer.cli.failures import Failure
+from blocklayer.cli.getopt import Option
+from blocklayer.cli.numbers import size_argument
 from blocklayer.cli.parsing import (
     ALLOW,
     FORCE_SHARE,
@@ -17,9 +19,7 @@ from blocklayer.cli.parsing import (
     UNTRUSTED,
     Arguments,
     Command,
-    Option,
     one_image,
-    size_argument,
     trust_argument,
     wants_json,
 )

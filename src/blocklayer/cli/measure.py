@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from blocklayer.cli.failures import Failure
+from blocklayer.cli.getopt import Option
+from blocklayer.cli.numbers import size_argument
 from blocklayer.cli.output import print_json
 from blocklayer.cli.parsing import (
     ALLOW,
@@ -15,16 +17,12 @@ from blocklayer.cli.parsing import (
     UNTRUSTED,
     Arguments,
     Command,
-    Option,
-    check_sizes,
-    create_options,
     image_name,
-    refuse_snapshot,
-    size_argument,
     trust_argument,
     wants_json,
 )
 from blocklayer.cli.progress import Running
+from blocklayer.cli.targets import check_sizes, create_options, refuse_snapshot
 
 COMMAND = Command(
     "measure",

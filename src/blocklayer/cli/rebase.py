@@ -11,19 +11,22 @@ from blocklayer.base.errors import (
     OpenError,
 )
 from blocklayer.cli.failures import Failure, UsageError
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.output import print_result
 from blocklayer.cli.parsing import (
+    ALLOW,
     FORCE_SHARE,
     FORMAT,
     IMAGE_OPTS,
     OUTPUT,
     PROGRESS,
     QUIET,
+    UNTRUSTED,
     Arguments,
     Command,
-    Option,
     cache_name,
     one_image,
+    trust_argument,
 )
 from blocklayer.cli.progress import Running
 
@@ -43,6 +46,8 @@ COMMAND = Command(
         QUIET,
         IMAGE_OPTS,
         FORCE_SHARE,
+        UNTRUSTED,
+        ALLOW,
     ),
     details=(
         "What the disk shows stays the same: where the old and the new backing file differ, the"
@@ -79,6 +84,7 @@ def run(arguments: Arguments) -> int:
                 unsafe=unsafe,
                 cache=cache,
                 source_cache=source_cache,
+                trust=trust_argument(arguments),
                 progress=running.report,
                 cancel=running.cancel,
             )

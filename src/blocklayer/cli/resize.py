@@ -5,18 +5,21 @@ from __future__ import annotations
 
 from blocklayer.base.errors import IoError
 from blocklayer.cli.failures import Failure, UsageError
+from blocklayer.cli.getopt import Option
+from blocklayer.cli.numbers import size_option
 from blocklayer.cli.output import print_result, warn_of_guess
 from blocklayer.cli.parsing import (
+    ALLOW,
     FORMAT,
     IMAGE_OPTS,
     LONG_PROGRESS,
     OUTPUT,
     QUIET,
+    UNTRUSTED,
     Arguments,
     Command,
-    Option,
     image_name,
-    size_option,
+    trust_argument,
 )
 from blocklayer.cli.progress import Running
 
@@ -41,6 +44,8 @@ COMMAND = Command(
         LONG_PROGRESS,
         QUIET,
         IMAGE_OPTS,
+        UNTRUSTED,
+        ALLOW,
     ),
     last_is_number=True,
     details=(
@@ -71,7 +76,7 @@ def run(arguments: Arguments) -> int:
     amount = size_option("size", text[len(sign) :])
     name = image_name(arguments, filename)
     format_name = arguments.optional("format")
-    image = info(name, format=format_name)
+    image = info(name, format=format_name, trust=trust_argument(arguments))
     size = {"": amount, "+": image.virtual_size + amount, "-": image.virtual_size - amount}[sign]
     if image.format == "raw" and format_name is None and _is_guess(name):
         warn_of_guess(filename)
@@ -87,6 +92,7 @@ def run(arguments: Arguments) -> int:
                 format=format_name,
                 shrink="shrink" in arguments,
                 preallocation=preallocation,
+                trust=trust_argument(arguments),
                 progress=running.report,
                 cancel=running.cancel,
             )

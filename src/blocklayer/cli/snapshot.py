@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from blocklayer.cli.failures import Failure
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.output import print_json
 from blocklayer.cli.parsing import (
     FORCE_SHARE,
@@ -12,7 +13,6 @@ from blocklayer.cli.parsing import (
     QUIET,
     Arguments,
     Command,
-    Option,
     one_image,
     wants_json,
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from blocklayer.cli.parsing import Option
+    from blocklayer.cli.getopt import Option
 
 _LIKENESS = 0.6
 """Below it, words have little in common; `difflib` calls this close."""

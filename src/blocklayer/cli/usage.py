@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from blocklayer._version import __version__
 from blocklayer.cli.failures import PROGRAM
-from blocklayer.cli.parsing import Command, Option
+from blocklayer.cli.getopt import Option
+from blocklayer.cli.parsing import Command
 
 COLUMN = 28
 """Where the texts of options begin, if the terminal is wide enough."""

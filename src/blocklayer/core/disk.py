@@ -289,9 +289,7 @@ class Disk:
         self.check_range("read", offset, len(view))
         return self._run(lambda: read_sparse(self.node, offset, view))
 
-    def with_places(
-        self, offset: int, length: int, action: Callable[[list[Place]], None]
-    ) -> bool:
+    def with_places(self, offset: int, length: int, action: Callable[[list[Place]], None]) -> bool:
         """Call `action` with the places of a range in plain files; they stay there meanwhile.
 
         False, and nothing is called, if a part of the range lies elsewhere.
@@ -679,8 +677,8 @@ class Disk:
             return next(found, None)
 
         while (batch := self._run(step)) is not None:
+            position = batch[-1][0] + batch[-1][1]  # the list is the caller's from now on
             yield batch
-            position = batch[-1][0] + batch[-1][1]
 
     def as_file(self) -> DiskStream:
         """The disk as a seekable binary file object (`io.RawIOBase`) with its own position."""

@@ -11,10 +11,14 @@ from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter, Wa
 from blocklayer.base.units import GiB, MiB
 from blocklayer.core.copy import Pace
 from blocklayer.core.disk import Disk
-from blocklayer.core.node import FormatNode
-from blocklayer.core.opening import FilenameLike, backing_path, is_same_file
+from blocklayer.core.node import FormatNode, Node
+from blocklayer.core.opening import FilenameLike, backing_path, is_file_of
 from blocklayer.ops.open_image import open_disk
 from blocklayer.ops.told import told
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.core.trust import Trust
 
 PIECE = 2 * MiB
 
@@ -30,6 +34,7 @@ def commit(
     keep: bool = False,
     cache: str = "writeback",
     rate_limit: int = 0,
+    trust: Trust | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelToken | None = None,
 ) -> str:
@@ -37,9 +42,10 @@ def commit(
 
     The base grows if the overlay is larger. Afterwards the overlay is emptied, unless `keep` is
     set or it was committed past layers that still hold older data. `rate_limit` is bytes per
-    second, 0 for none. Returns the base's file name.
+    second, 0 for none. `trust` is for an overlay that somebody else made: what it names is written
+    to if it lies in its folder. Returns the base's file name.
     """
-    with open_disk(name, mode="r+", format=format, cache=cache) as disk:
+    with open_disk(name, mode="r+", format=format, cache=cache, trust=trust) as disk:
         top = disk.node
         if not isinstance(top, FormatNode) or top.backing is None:
             raise InvalidArgument("Image does not have a backing file")
@@ -86,11 +92,10 @@ def _find_base(top: FormatNode, base: str | os.PathLike[str] | None) -> tuple[Fo
     return node, depth
 
 
-def _is_named(node: object, top: FormatNode, wanted: str) -> bool:
+def _is_named(node: Node, top: FormatNode, wanted: str) -> bool:
     """Whether `wanted` is a node's file, as seen from here or from the overlay."""
-    filename = getattr(node, "filename", "")
     paths = (wanted, backing_path(top.filename, wanted))
-    return filename in paths or any(is_same_file(path, filename) for path in paths)
+    return node.filename in paths or any(is_file_of(node, path) for path in paths)
 
 
 def _copy_down(disk: Disk, base: Disk, depth: int, reporter: Reporter, pace: Pace) -> None:

@@ -17,6 +17,10 @@ from blocklayer.ops.create import create, find_driver, remove
 from blocklayer.ops.open_image import open_disk
 from blocklayer.ops.told import tell_of_target
 
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.core.trust import Trust
+
 BLOCK_SIZE = 512
 
 
@@ -37,6 +41,7 @@ def dd(
     count: int | None = None,
     skip: int = 0,
     force_share: bool = False,
+    trust: Trust | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelToken | None = None,
 ) -> DdResult:
@@ -46,12 +51,14 @@ def dd(
     skip    blocks at the start that are left out; where they are more than there are, the new
             image is empty
 
+    trust   for a source that somebody else made: what it may ask for
+
     Zeroes are not stored. Raises `OpenError`, `CreateError`, `IoError`, `Cancelled` and others;
     then a target that was created is removed again.
     """
     if block_size < 1 or skip < 0 or (count is not None and count < 0):
         raise InvalidArgument("Blocks have at least one byte, and are not counted below zero")
-    with open_disk(source, format=source_format, force_share=force_share) as disk:
+    with open_disk(source, format=source_format, force_share=force_share, trust=trust) as disk:
         find_driver(format)
         start = min(skip * block_size, disk.size)
         size = disk.size - start

@@ -17,6 +17,10 @@ from blocklayer.core.opening import FilenameLike, backing_path
 from blocklayer.ops.open_image import open_disk
 from blocklayer.ops.told import told
 
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.core.trust import Trust
+
 PIECE = 2 * MiB
 
 
@@ -29,6 +33,7 @@ def rebase(
     unsafe: bool = False,
     cache: str = "writeback",
     source_cache: str = "writeback",
+    trust: Trust | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelToken | None = None,
 ) -> None:
@@ -36,10 +41,13 @@ def rebase(
 
     Clusters in which the old and the new backing file differ are copied into the image first, and
     are durable before the name changes. `unsafe` only changes the name: right if the backing file
-    was renamed or moved, and wrong otherwise.
+    was renamed or moved, and wrong otherwise. `trust` is for an image that somebody else made: what
+    it may ask for now; the new backing file is the caller's own.
     """
     wanted = os.fspath(backing) if backing else None
-    with open_disk(name, mode="r+", format=format, cache=cache, backing_chain=not unsafe) as disk:
+    with open_disk(
+        name, mode="r+", format=format, cache=cache, backing_chain=not unsafe, trust=trust
+    ) as disk:
         node = disk.node
         if not isinstance(node, FormatNode):
             raise NotSupported("Only images of a format with backing files can be rebased")

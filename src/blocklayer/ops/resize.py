@@ -11,6 +11,10 @@ from blocklayer.core.opening import FilenameLike
 from blocklayer.ops.open_image import open_disk
 from blocklayer.ops.told import told
 
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.core.trust import Trust
+
 
 def resize(
     name: FilenameLike,
@@ -19,16 +23,18 @@ def resize(
     format: str | None = None,
     shrink: bool = False,
     preallocation: str = "off",
+    trust: Trust | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelToken | None = None,
 ) -> int:
     """Give an image another size; returns the size it has then, in bytes.
 
     New bytes read as zeroes. Making a disk smaller loses what is cut off, and needs `shrink`.
-    What may take long, and can be stopped, is giving space back.
+    What may take long, and can be stopped, is giving space back. `trust` is for an image that
+    somebody else made: what it may ask for.
     """
     wanted = parse_size(size, "image size")
-    with open_disk(name, mode="r+", format=format) as disk:
+    with open_disk(name, mode="r+", format=format, trust=trust) as disk:
         if wanted <= disk.size and preallocation != "off":
             raise InvalidArgument("Preallocation can only be used for growing images")
         if wanted < disk.size and not shrink:

@@ -30,6 +30,10 @@ IOV_MAX = 1024
 """Buffers in one vectored call (Linux: UIO_MAXIOV)."""
 
 
+OPEN_FILES = "/proc/self/fd"
+"""Where Linux has names for a process's open files."""
+
+
 class FileNode(Node):
     """An open file descriptor."""
 
@@ -68,12 +72,13 @@ class FileNode(Node):
             if not hasattr(os, "O_DIRECT"):
                 raise NotSupported(f"O_DIRECT does not exist here, for '{self.filename}'")
             mode |= os.O_DIRECT
+        name = self._name_to_open()
         try:
-            status = os.stat(self.filename)
+            status = os.stat(name)
             if not stat.S_ISDIR(status.st_mode):
                 # Before it is opened: that alone rewinds a tape, and starts a watchdog.
                 self._require_storage(status)
-            return os.open(self.filename, mode)
+            return os.open(name, mode)
         except OSError as error:
             reason = error.strerror or str(error)
             if error.errno == errno.EINVAL and self._flags.cache.direct:
@@ -81,6 +86,15 @@ class FileNode(Node):
             raise OpenError(reason, self.filename, error.errno or errno.EIO) from None
         except ValueError as error:
             raise OpenError(str(error), self.filename, errno.EINVAL) from None
+
+    def _name_to_open(self) -> str:
+        """What was found below a folder is opened again by its descriptor, not by its name."""
+        if not self._was_located:
+            return self.filename
+        name = f"{OPEN_FILES}/{self.descriptor}"
+        if not os.path.exists(name):
+            raise ReadOnly(f"'{self.filename}' is below an image that is not trusted: read-only")
+        return name
 
     def _find_size(self) -> int:
         try:
@@ -307,8 +321,6 @@ class FileNode(Node):
             return
         if self._flags.force_share and not read_only:
             raise InvalidArgument("force-share=on can only be used with read-only images")
-        if self._was_located:
-            raise ReadOnly(f"'{self.filename}' is below an image that is not trusted: read-only")
         descriptor = self._open_descriptor(read_only)
         old = self.descriptor
         if self._lock is not None:

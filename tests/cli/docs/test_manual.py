@@ -17,10 +17,11 @@ import blocklayer
 from blocklayer.cli.docs import model
 from blocklayer.cli.docs.__main__ import all_files
 from blocklayer.cli.docs.pages import all_pages
+from blocklayer.cli.getopt import Option, getopt
 from blocklayer.cli.io import all_commands
 from blocklayer.cli.io_help import HELP
 from blocklayer.cli.main import main
-from blocklayer.cli.parsing import Command, Option, getopt, parse
+from blocklayer.cli.parsing import Command, parse
 from blocklayer.cli.usage import spellings
 from tests.support import needs
 

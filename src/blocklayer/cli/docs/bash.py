@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from blocklayer.cli.docs import model
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.io import all_commands
-from blocklayer.cli.parsing import Command, Option
+from blocklayer.cli.parsing import Command
 from blocklayer.cli.usage import spellings
 
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from blocklayer.cli.docs import model
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.io import all_commands
-from blocklayer.cli.parsing import Command, Option
+from blocklayer.cli.parsing import Command
 
 _HEAD = """\
 # SPDX-License-Identifier: Apache-2.0

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import re
 
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.main import COMMANDS, OPTIONS
-from blocklayer.cli.parsing import Command, Option
+from blocklayer.cli.parsing import Command
 from blocklayer.core import drivers
 from blocklayer.core.drivers import FORMATS, CreateOption
 from blocklayer.core.opening import CACHE_MODES

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from blocklayer.cli import usage
 from blocklayer.cli.docs import model
 from blocklayer.cli.failures import PROGRAM
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.io import all_commands
 from blocklayer.cli.io_help import HELP
 from blocklayer.cli.io_language import IoCommand
-from blocklayer.cli.parsing import Command, Option
+from blocklayer.cli.parsing import Command
 
 
 @dataclass(frozen=True)

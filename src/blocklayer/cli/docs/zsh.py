@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from blocklayer.cli.docs import model
+from blocklayer.cli.getopt import Option
 from blocklayer.cli.io import all_commands
-from blocklayer.cli.parsing import Command, Option
+from blocklayer.cli.parsing import Command
 from blocklayer.cli.usage import spellings
 
 _HEAD = """\
