@@ -83,6 +83,23 @@ class Cancelled(BlocklayerError, eq=False):
     errno = _errno.ECANCELED
 
 
+class ProtocolError(BlocklayerError, eq=False):
+    """The other end of a connection broke a rule of its protocol; `message` says which."""
+
+    errno = _errno.EPROTO
+
+
+class RemoteError(BlocklayerError, eq=False):
+    """The other end of a connection, or the way there, says no; `code` is the system's number."""
+
+    code: int = _errno.EIO
+
+    @property
+    def errno(self) -> int:  # type: ignore[override]
+        """The reason's errno."""
+        return self.code
+
+
 class _OnFile(BlocklayerError, eq=False):
     """An error about one file."""
 

@@ -137,6 +137,11 @@ class Layout:
         numbers = cls._struct.unpack_from(buffer, offset)
         return cls(**{field.name: value for field, value in zip(cls.FIELDS, numbers, strict=True)})
 
+    @classmethod
+    def codec(cls) -> struct.Struct:
+        """Packs and unpacks plain numbers in the order of the fields: for hot paths."""
+        return cls._struct
+
     def pack(self) -> bytes:
         """`SIZE` bytes, as they stand on disk."""
         return self._struct.pack(*(getattr(self, field.name) for field in self.FIELDS))

@@ -55,6 +55,7 @@ _MODULES = {
     "memory": "blocklayer.protocols.memory",
     "null": "blocklayer.protocols.null",
     "null-co": "blocklayer.protocols.null",
+    "nbd": "blocklayer.protocols.nbd",
     "raw": "blocklayer.formats.raw",
     "qed": "blocklayer.formats.qed.driver",
     "fault": "blocklayer.filters.fault",
@@ -67,6 +68,15 @@ _MODULES = {
     "write_log": "blocklayer.filters.write_log",
     "blklogwrites": "blocklayer.filters.write_log",
 }
+
+_SCHEMES = {
+    scheme: "nbd"
+    for scheme in (
+        *("nbd", "nbd+tcp", "nbd+unix", "nbd+vsock"),
+        *("nbds", "nbds+tcp", "nbds+unix", "nbds+vsock"),
+    )
+}
+"""Protocols by what names of theirs begin with."""
 
 FORMATS = ("qed", "raw")
 """Formats that images can be created in, as listed for people."""
@@ -104,6 +114,12 @@ def load(name: object) -> Driver:
 def is_known(name: str) -> bool:
     """Whether there is a driver of that name."""
     return name in _MODULES
+
+
+def of_scheme(name: str) -> str | None:
+    """The protocol that understands a name, by what stands before its first colon."""
+    scheme, colon, _ = name.partition(":")
+    return _SCHEMES.get(scheme) if colon else None
 
 
 def probe_signature(head: bytes | bytearray) -> str | None:

@@ -94,7 +94,8 @@ def _storage_extent(node: Node, offset: int, length: int, depth: int, host: int)
     length = min(length, count)
     if kind == DATA and child is not None:
         return _storage_extent(child, offset, length, depth, below)
-    return Extent(offset, length, kind != ZERO, kind == ZERO, True, depth, below, node.filename)
+    data = kind not in (ZERO, BACKING)  # of a dirty bitmap's "map", what is dirty is neither
+    return Extent(offset, length, data, kind == ZERO, True, depth, below, node.filename)
 
 
 def _leaf(node: Node, host: int) -> tuple[int, str]:

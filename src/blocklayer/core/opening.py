@@ -401,6 +401,9 @@ def parse_name(name: FilenameLike) -> OptionTree:
         return {"file": {"driver": "file", "filename": text[5:]}}
     if text.startswith("null-co://"):
         return {"driver": "raw", "file": {"driver": "null"}}
+    protocol = drivers.of_scheme(text) if isinstance(name, str) else None
+    if protocol is not None:
+        return {"file": {"driver": protocol, "filename": text}}
     prefix = text.partition(":")[0]
     if isinstance(name, str) and prefix != text and len(prefix) > 1 and _is_protocol(prefix):
         raise OpenError(
@@ -464,6 +467,8 @@ def is_file_of(node: Node, name: str) -> bool:
 def backing_path(overlay: str, backing: str) -> str:
     """A backing file's name as seen from here: relative names start at the overlay's folder."""
     if os.path.isabs(backing) or backing.startswith(("json:", "file:")) or "://" in backing:
+        return backing
+    if drivers.of_scheme(backing):
         return backing
     if overlay.startswith("json:"):
         raise OpenError("Cannot use relative paths with a json: overlay name", overlay)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client: commands of any number of threads, over one connection or several.
+
+Several connections are for servers that say that they are consistent (MULTI_CONN): what one has
+written the others read, and a flush on one is a flush of them all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from blocklayer.base.units import MiB
+from blocklayer.nbd import wire
+from blocklayer.nbd.client_command import Command
+from blocklayer.nbd.client_connect import Encryption
+from blocklayer.nbd.client_handshake import Agreement, Wish
+from blocklayer.nbd.client_lane import Lane, Settings
+from blocklayer.nbd.uri import Location
+
+WINDOW = 64
+"""Commands that one call has in flight …"""
+WINDOW_BYTES = 16 * MiB
+"""… and bytes they may move: together they bound what a server has to keep for it."""
+
+CONNECTIONS_MAX = 16
+
+
+class Client:
+    """An export in use."""
+
+    def __init__(
+        self,
+        location: Location,
+        *,
+        encrypted: Encryption | None = None,
+        wish: Wish | None = None,
+        settings: Settings | None = None,
+        connections: int = 1,
+    ) -> None:
+        self._lanes: list[Lane] = []
+        self._turn = 0
+        try:
+            for _ in range(connections):
+                lane = Lane(location, encrypted, wish or Wish(), settings or Settings())
+                self._lanes.append(lane)
+                if not lane.agreement.has(wire.FLAG_CAN_MULTI_CONN):
+                    break
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def agreement(self) -> Agreement:
+        """What the server offers."""
+        return self._lanes[0].agreement
+
+    def run(self, commands: Sequence[Command]) -> None:
+        """Have all of `commands` answered; each has its own `error`.
+
+        Raises `RemoteError`, `ProtocolError` where the server cannot be reached, or answers
+        nonsense. Those that were answered have had their effect.
+        """
+        started: deque[Command] = deque()
+        moving = next_one = 0
+        try:
+            while next_one < len(commands) or started:
+                batch: list[Command] = []
+                while next_one < len(commands) and len(started) + len(batch) < WINDOW:
+                    size = _bytes_moved(commands[next_one])
+                    if moving and moving + size > WINDOW_BYTES:
+                        break
+                    moving += size
+                    batch.append(commands[next_one])
+                    next_one += 1
+                if batch:
+                    started += batch
+                    self._start(batch)
+                self._lanes[started[0].lane].wait(started[0])
+                moving -= _bytes_moved(started.popleft())
+        except BaseException:
+            self._abandon(started)
+            raise
+
+    def _start(self, batch: list[Command]) -> None:
+        lanes = self._lanes
+        if len(lanes) == 1:
+            lanes[0].start(batch)
+            return
+        for command in batch:
+            self._turn = command.lane = (self._turn + 1) % len(lanes)
+        for number, lane in enumerate(lanes):
+            share = [command for command in batch if command.lane == number]
+            if share:
+                lane.start(share)
+
+    def _abandon(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            self._lanes[command.lane].abandon([command])
+
+    def close(self) -> None:
+        """Say good-bye; commands in flight are lost."""
+        for lane in self._lanes:
+            lane.close()
+
+
+def _bytes_moved(command: Command) -> int:
+    """Bytes that the command or its reply carries."""
+    return command.length if command.kind in (wire.CMD_READ, wire.CMD_WRITE) else 0

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection in transmission, shared by any number of threads.
+
+    callers         encode and send under a lock, then wait for their own command
+    reader thread   receives, and wakes whoever has a whole answer
+
+The reader always reads, so that a server which waits for its replies to be taken never waits for
+us. When the connection breaks, every command in flight learns that it is lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+from blocklayer.base.buffers import Buffer
+from blocklayer.base.errors import BlocklayerError, RemoteError
+from blocklayer.nbd import wire
+from blocklayer.nbd.client_command import Command
+from blocklayer.nbd.client_connect import Session
+from blocklayer.nbd.client_transmission import Replies
+
+CLOSE_SECONDS = 10.0
+"""How long closing waits for the reader thread, which only has to notice."""
+
+
+class Connection:
+    """Commands in flight on one socket.
+
+    patience  seconds without any answer after which a server is taken for dead; 0 is for ever
+    """
+
+    def __init__(self, session: Session, *, patience: float) -> None:
+        self.agreement = session.agreement
+        self._stream = session.stream
+        self._stream.send_seconds = patience
+        self._replies = Replies(session.agreement, session.rest)
+        self._patience = patience
+        self._sending = threading.Lock()
+        self._registering = threading.Lock()
+        self.lost: BlocklayerError | None = None
+        """Why the connection is of no use any more."""
+        self.lost_at = 0.0
+        self._reader = threading.Thread(target=self._read, name="blocklayer-nbd", daemon=True)
+        self._reader.start()
+
+    @property
+    def in_flight(self) -> int:
+        """Commands without a whole answer."""
+        return len(self._replies.pending)
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def start(self, commands: Sequence[Command]) -> None:
+        """Send commands with one call. If the connection is lost, so are they."""
+        with self._sending:
+            with self._registering:
+                if self.lost is not None:
+                    _lose(commands, self.lost)
+                    return
+                buffers: list[Buffer] = []
+                for command in commands:
+                    buffers.append(self._replies.encode(command))
+                    if command.kind == wire.CMD_WRITE:
+                        buffers += command.vector or ()
+            try:
+                self._stream.send(buffers)
+            except OSError as error:
+                self._break(_broken(error))
+            except BaseException:
+                # Nobody knows how much of the commands was sent.
+                self._break(RemoteError("A request was interrupted while it was sent", errno.EINTR))
+                raise
+
+    def abandon(self, commands: Sequence[Command]) -> None:
+        """Nobody waits any more: what still comes for these commands is dropped."""
+        for command in commands:
+            if command.kind == wire.CMD_READ:
+                command.vector = None
+
+    # --- receiving ------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        replies, stream = self._replies, self._stream
+        heard = time.monotonic()
+        try:
+            while self.lost is None:
+                count = stream.receive(replies.buffers())
+                if count is None:
+                    heard = self._check_patience(heard)
+                    continue
+                if not count:
+                    raise RemoteError("The server closed the connection", errno.ECONNRESET)
+                if self._patience:
+                    heard = time.monotonic()
+                for command in replies.received(count):
+                    command.finished.release()
+        except BlocklayerError as error:
+            self._break(error)
+        except OSError as error:
+            self._break(_broken(error))
+        except BaseException as error:
+            self._break(RemoteError(f"Reading replies failed: {error!r}", errno.EIO))
+            raise
+
+    def _check_patience(self, heard: float) -> float:
+        """No bytes for a while. Raises `RemoteError` if somebody has waited for too long."""
+        if not self._replies.pending or not self._patience:
+            return time.monotonic()
+        if time.monotonic() - heard > self._patience:
+            raise RemoteError(
+                f"The server has not answered for {self._patience:g} seconds", errno.ETIMEDOUT
+            )
+        return heard
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def _break(self, error: BlocklayerError) -> None:
+        """The connection is of no use any more; the first reason is the one to tell."""
+        with self._registering:
+            if self.lost is None:
+                self.lost_at = time.monotonic()
+                self.lost = error
+            commands = list(self._replies.pending.values())
+            self._replies.pending.clear()
+            reason = self.lost
+        self._stream.shut_down()
+        _lose(commands, reason)
+
+    def close(self) -> None:
+        """Say good-bye and release the socket; commands in flight are lost."""
+        if self.lost is None and self._sending.acquire(timeout=CLOSE_SECONDS):
+            try:
+                self._stream.send_seconds = CLOSE_SECONDS
+                self._stream.send([self._replies.encode(Command(wire.CMD_DISC))])
+            except OSError as error:
+                self._break(_broken(error))
+            finally:
+                self._sending.release()
+        self._break(RemoteError("The connection is closed", errno.ESHUTDOWN))
+        self._reader.join(CLOSE_SECONDS)
+        if not self._reader.is_alive():
+            self._stream.close()
+
+
+def _lose(commands: Sequence[Command], reason: BlocklayerError) -> None:
+    for command in commands:
+        command.lost = reason
+        try:
+            command.finished.release()
+        except RuntimeError:
+            continue  # it is known to be lost
+
+
+def _broken(error: OSError) -> RemoteError:
+    code = error.errno or errno.EIO
+    reason = os.strerror(code) if error.errno else str(error)
+    return RemoteError(f"The connection to the server broke: {reason}", code)
