@@ -47,7 +47,7 @@ class Channel:
 
     @property
     def peer_name(self) -> str:
-        """The common name of the client's certificate; empty without one."""
+        """The distinguished name of the client's certificate (RFC 4514); empty without one."""
         return ""
 
     def receive_into(self, view: memoryview) -> int:
@@ -196,11 +196,12 @@ class _EncryptedChannel(Channel):
     @property
     def peer_name(self) -> str:
         certificate = self._tls.getpeercert() or {}
-        for relative in certificate.get("subject", ()):
-            for pair in relative:
-                if pair[0] == "commonName":
-                    return str(pair[1])
-        return ""
+        parts = []
+        for relative in reversed(certificate.get("subject", ())):
+            parts.append(
+                "+".join(f"{_SHORT.get(str(p[0]), p[0])}={_escaped(p[1])}" for p in relative)
+            )
+        return ",".join(parts)
 
     def receive_into(self, view: memoryview) -> int:
         while True:
@@ -245,3 +246,26 @@ class _EncryptedChannel(Channel):
         except OSError:
             pass  # the peer does not listen any more
         super().close()
+
+
+_SHORT = {
+    "commonName": "CN",
+    "countryName": "C",
+    "domainComponent": "DC",
+    "emailAddress": "EMAIL",
+    "localityName": "L",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "stateOrProvinceName": "ST",
+    "streetAddress": "STREET",
+    "userId": "UID",
+}
+"""Keywords of names, as GnuTLS and so QEMU's rules have them."""
+
+
+def _escaped(value: object) -> str:
+    """A value inside a distinguished name (RFC 4514, section 2.4)."""
+    text = "".join(f"\\{c}" if c in ',+"\\<>;' else c for c in str(value))
+    if text[:1] in ("#", " "):
+        text = "\\" + text
+    return text[:-1] + "\\ " if text.endswith(" ") and len(text) > 1 else text

@@ -52,7 +52,7 @@ Address = UnixAddress | InetAddress | GivenSocket
 class ListenError(OpenError, eq=False):
     """Nobody can connect."""
 
-    template = "Failed to listen on '{filename}': {message}"
+    template = "{message}"
 
 
 def listen(address: Address) -> list[socket.socket]:
@@ -64,10 +64,14 @@ def listen(address: Address) -> list[socket.socket]:
             return [_adopt(address.descriptor)]
         return _listen_inet(address)
     except socket.gaierror as error:
-        raise ListenError(error.strerror or str(error), str(address), errno.EINVAL) from None
+        why = f"address resolution failed for {address}: {error.strerror or error}"
+        raise ListenError(why, str(address), errno.EINVAL) from None
     except (OSError, OverflowError, ValueError) as error:
         code = getattr(error, "errno", None) or errno.EINVAL
-        raise ListenError(os.strerror(code), str(address), code) from None
+        what = f"socket to {address}" if isinstance(address, UnixAddress) else f"to {address}"
+        raise ListenError(
+            f"Failed to bind {what}: {os.strerror(code)}", str(address), code
+        ) from None
 
 
 def _listen_unix(path: str) -> socket.socket:

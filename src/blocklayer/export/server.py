@@ -81,7 +81,7 @@ class NbdServer:
     tls              an `ssl.SSLContext`: clients must encrypt before anything else
     authorise        asked with the distinguished name of an encrypted client's certificate
     max_connections  clients at a time; others wait to be accepted. 0: any number
-    on_change        called with the number of clients when one has come or gone
+    on_leave         called when a client that was served has gone, with the number of the others
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class NbdServer:
         tls: ssl.SSLContext | None = None,
         authorise: Authorise | None = None,
         max_connections: int = 0,
-        on_change: Callable[[int], None] | None = None,
+        on_leave: Callable[[int], None] | None = None,
     ) -> None:
         if not addresses:
             raise InvalidArgument("An NBD server needs an address")
@@ -99,7 +99,7 @@ class NbdServer:
         self._tls = tls
         self._authorise = authorise
         self._maximum = max_connections
-        self._on_change = on_change
+        self._on_leave = on_leave
         self._exports: dict[str, Export] = {}
         self._listeners: list[socket.socket] = []
         self._clients: set[_Client] = set()
@@ -229,7 +229,6 @@ class NbdServer:
                 client.channel.close()
                 return
             self._clients.add(client)
-            count = len(self._clients)
         client.thread = threading.Thread(
             target=self._run, args=(client,), name=f"nbd client {name}", daemon=True
         )
@@ -238,8 +237,6 @@ class NbdServer:
         except RuntimeError as error:  # no more threads
             log.warning("cannot serve client %s: %s", name, error)
             self._end(client)
-            return
-        self._tell(count)
 
     def _run(self, client: _Client) -> None:
         try:
@@ -255,16 +252,14 @@ class NbdServer:
         client.channel.close()
         with self._changed:
             self._clients.discard(client)
+            served = client.export is not None
             if client.export is not None:
                 client.export.stats.clients -= 1
                 client.export = None
             count = len(self._clients)
             self._changed.notify_all()
-        self._tell(count)
-
-    def _tell(self, count: int) -> None:
-        if self._on_change is not None:
-            self._on_change(count)
+        if served and self._on_leave is not None:
+            self._on_leave(count)
 
     def _serve(self, client: _Client) -> None:
         from blocklayer.export.session import Session
