@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import blocklayer
+from blocklayer.base.progress import Progress
 from blocklayer.cli import progress as display
 from blocklayer.cli.main import COMMANDS, main
 from blocklayer.cli.output import asks_for_json
@@ -362,3 +364,37 @@ def test_arguments_of_running() -> None:
     """Quiet is quiet, whatever else is asked for."""
     shown = display.Running(Arguments([("progress", "json"), ("quiet", "")], []))
     assert type(shown._display) is display.Display
+
+
+def test_an_object_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    """SIGUSR1 asks for one at once, however short the time since the last."""
+    asking = Arguments([("progress", "json")], [])
+    with display.Running(asking) as running:
+        running.report(Progress("convert", 0, 100))
+        running.report(Progress("convert", 10, 100))
+        assert len(objects(capsys.readouterr().err)) == 1
+        os.kill(os.getpid(), signal.SIGUSR1)
+        running.report(Progress("convert", 20, 100, 5))
+        running.report(Progress("convert", 30, 100, 5))
+        [told] = objects(capsys.readouterr().err)
+        assert (told["operation"], told["done"], told["total"], told["zero"]) == (
+            *("convert", 20, 100, 5),
+        )
+
+
+@pytest.mark.slow
+def test_objects_on_request_of_another_process(tmp_path: Path) -> None:
+    source, target = tmp_path / "source.raw", tmp_path / "target.raw"
+    source.write_bytes(b"data" * (2 << 20))
+    command = [sys.executable, "-m", "blocklayer", "convert", "--progress=json", "-r", "4M"]
+    with subprocess.Popen(
+        [*command, "-f", "raw", str(source), str(target)], stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        lines = [json.loads(process.stderr.readline())]
+        for _ in range(5):
+            process.send_signal(signal.SIGUSR1)
+            lines.append(json.loads(process.stderr.readline()))
+        lines += objects(process.stderr.read().decode())
+    assert process.returncode == 0
+    check_stages(lines)

@@ -83,7 +83,8 @@ def test_the_bar_fits_the_terminal(source: Path, columns: int) -> None:
     assert max(map(len, states)) <= (columns or 80)
     assert "%" in states[-1]
     if columns not in range(1, 25):
-        assert re.search(r"\d+%.*\d+:\d\d.*[\d.]+MB/s", states[-1]), "rate and time left"
+        for state in states:  # the first one, too
+            assert re.search(r"\d+%.*\d+:\d\d.*[\d.]+MiB/s", state), "rate and time left"
 
 
 @pytest.mark.parametrize("options", [(), ("-p",)])

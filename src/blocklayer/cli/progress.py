@@ -175,16 +175,18 @@ class Bar(Display):
             desc=progress.operation,
             total=progress.total,
             initial=progress.done,
-            unit="B",
+            unit="iB",
             unit_scale=True,
             unit_divisor=1024,
             file=sys.stderr,
             leave=self._stays,
             dynamic_ncols=True,
+            delay=1e-9,  # nothing is shown before it knows when the operation has begun
             bar_format=None if columns >= COLUMNS_OF_BAR else NARROW,
         )
         self._bar.start_t = time.time() - (time.monotonic() - self._started)
         self._bar.initial = 0  # the rate is that of the whole operation, not since the bar is there
+        self._bar.refresh()
 
     def _remove(self) -> None:
         """Off the screen, unless it was asked for."""
