@@ -242,6 +242,11 @@ convert -n -O qed data.qed data.raw
 convert -n -O raw data.raw data.raw
 convert -n -o size=1 data.qed data.raw
 convert --target-is-zero data.qed new.raw
+convert --target-is-zero -C -S 512 top.qed new.raw
+convert --target-is-zero -C -c top.qed new.raw
+convert --target-is-zero --target-image-opts top.qed new.raw
+convert -n -o cluster_size=4k --target-image-opts -O raw top.qed new.raw
+convert -n --target-image-opts -O raw top.qed
 convert -n -O qed --target-is-zero data.qed longer.qed
 convert --target-image-opts data.qed driver=raw,file.filename=data.raw
 convert -n --target-image-opts data.raw driver=qed,file.filename=longer.qed
@@ -320,6 +325,7 @@ resize --image-opts driver=qed,file.filename=data.qed 2M
 resize over.qed 2M
 rebase
 rebase over.qed
+rebase -b data.qed -F qed data.qed
 rebase -b
 rebase -b data.qed -F qed over.qed over.qed
 rebase -b empty.qed -F qed over.qed

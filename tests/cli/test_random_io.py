@@ -83,8 +83,14 @@ def random_session(rng: random.Random) -> str:
 
 
 def is_comparable(line: str) -> bool:
-    """Zeroing what reads as zeroes takes no space here, and QED disks can shrink."""
+    """Zeroing what reads as zeroes takes no space here, and QED disks can shrink.
+
+    And where a part of a zero cluster is written, the rest stays zero: qemu-io 7.2 shows what the
+    backing file has there.
+    """
     if "truncate 3M" in line and "truncate 2M" in line:
+        return False
+    if "write -z" in line and line.count("write") > 1 and line.endswith(("over.qed", "top.qed")):
         return False
     return "write -z" not in line or not ("-c map" in line or "-c 'alloc" in line)
 

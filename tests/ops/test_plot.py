@@ -8,6 +8,7 @@ import random
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,19 +16,28 @@ import blocklayer
 from blocklayer import Cancelled, InvalidArgument, NotSupported
 from blocklayer.base.units import KiB, MiB, TiB
 from blocklayer.cli.main import main
+from blocklayer.ops import survey as module
 from blocklayer.ops.plot import (
-    COLUMNS,
     HOLE_COLOUR,
-    ROWS_MAX,
     VISIBLE,
     ZERO_COLOUR,
     cells,
     colour_of,
+)
+from blocklayer.ops.survey import (
+    COLUMNS,
+    DOTS,
+    ROWS_MAX,
+    File,
     coverage,
     fragments,
     rows_of,
     survey,
+    visible,
 )
+
+if TYPE_CHECKING:
+    from blocklayer.base.extent import Row
 
 pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib")
 numpy = pytest.importorskip("numpy")
@@ -108,10 +118,9 @@ def test_cells(tmp_path: Path) -> None:
         (MiB + MiB // 2, MiB // 2, False, True, False, 0, None, None),
         (2 * MiB, 2 * MiB, True, False, True, 1, 0, "b"),
     ]
-    found = survey([rows[:2], rows[2:]])
-    count, row_bytes = rows_of(found.end)
-    assert (count, row_bytes) == (16, MiB // 4)
-    picture = cells(found, count, row_bytes).reshape(-1, 3)
+    found = survey([rows[:2], rows[2:]], 0, 4 * MiB)
+    assert (found.rows, found.row_bytes) == (16, MiB // 4)
+    picture = cells(found).reshape(-1, 3)
     quarter = len(picture) // 4
     expected = [colour_of(0), ZERO_COLOUR, HOLE_COLOUR, colour_of(1)]
     borders = [0, quarter, quarter * 3 // 2, 2 * quarter, 4 * quarter]
@@ -126,7 +135,7 @@ def test_a_little_data_can_be_seen() -> None:
         (0, 4096, True, False, True, 0, 0, "a"),
         (4096, 16 * TiB - 4096, False, True, False, 0, None, None),
     ]
-    picture = cells(survey([rows]), *rows_of(16 * TiB)).reshape(-1, 3)
+    picture = cells(survey([rows], 0, 16 * TiB)).reshape(-1, 3)
     mixed = VISIBLE * numpy.array(to_rgb(colour_of(0))) + (1 - VISIBLE) * numpy.array(
         to_rgb(HOLE_COLOUR)
     )
@@ -165,6 +174,92 @@ def test_fragments() -> None:
     assert count((0, 100), (10, 110), (50, 150)) == 1
     assert count((0, 100), (10, 120), (20, 130), (30, 100)) == 3
     assert fragments(numpy.array([]), numpy.array([])) == 0
+
+
+def test_fragments_that_go_on(rng: random.Random) -> None:
+    """What is counted in parts is what is counted at once."""
+    starts = numpy.arange(0, 1000, 10)
+    hosts = starts + numpy.array([rng.choice((0, 0, 0, 500)) for _ in starts])
+    cut = rng.randrange(1, len(starts))
+    before = int(hosts[cut - 1] - starts[cut - 1])
+    parts = fragments(starts[:cut], hosts[:cut]) + fragments(starts[cut:], hosts[cut:], before)
+    assert parts == fragments(starts, hosts)
+
+
+def random_rows(rng: random.Random, count: int) -> list[Row]:
+    """Extents of all kinds, data of three layers at places all over their files."""
+    rows: list[Row] = []
+    position = 0
+    for _ in range(count):
+        length = rng.randrange(1, 200) * 512
+        kind = rng.choice((0, 1, 2, "zero", "hole"))
+        if isinstance(kind, int):
+            host = rng.randrange(10_000) * 512
+            rows.append((position, length, True, False, True, kind, host, f"layer{kind}"))
+        else:
+            rows.append((position, length, False, True, kind == "zero", 0, None, None))
+        position += length
+    return rows
+
+
+def test_extents_in_many_parts(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the extents come, the picture is the same."""
+    rows = random_rows(rng, 3000)
+    end = rows[-1][0] + rows[-1][1]
+    whole = survey([rows], 0, end)
+    monkeypatch.setattr(module, "CHUNK", 100)
+    parts = survey([rows[start : start + 7] for start in range(0, len(rows), 7)], 0, end)
+    assert numpy.allclose(cells(parts), cells(whole))
+    for kind in (0, 1, 2, -1, -2):
+        assert parts.bytes_of(kind) == whole.bytes_of(kind)
+    for depth in (0, 1, 2):
+        one, two = whole.files[depth], parts.files[depth]
+        assert (one.fragments, one.placed, one.end) == (two.fragments, two.placed, two.end)
+        assert (one.starts == two.starts).all()
+        assert (one.hosts == two.hosts).all()
+
+
+def test_lines_that_are_dropped_cannot_be_seen(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often lines are dropped, the same dots of a diagram are drawn."""
+    rows = random_rows(rng, 20_000)
+    end = rows[-1][0] + rows[-1][1]
+    whole = survey([rows], 0, end).files[1]
+    monkeypatch.setattr(module, "CHUNK", 500)
+    monkeypatch.setattr(module, "LINES_KEPT", 1500)
+    parts = survey([rows], 0, end).files[1]
+    assert len(parts.starts) < len(whole.starts)
+    missing = dots(whole, end) - dots(parts, end)
+    assert len(missing) < len(dots(whole, end)) / 100, "but for those at the edge of a dot"
+
+
+def dots(file: File, size: int) -> set[tuple[int, int]]:
+    columns, rows = file.starts * DOTS[0] // size, file.hosts * DOTS[1] // file.end
+    return set(zip(columns.tolist(), rows.tolist(), strict=True))
+
+
+def test_memory_does_not_depend_on_the_extents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of a few kilobytes can have any number of them."""
+    count, size = 200_000, 512
+    monkeypatch.setattr(module, "LINES_KEPT", 10_000)
+
+    def rows(first: int) -> list[Row]:
+        numbers = range(first, first + 10_000)
+        return [(n * size, size, True, False, True, 0, n % 2 * 4096, "x") for n in numbers]
+
+    found = survey(map(rows, range(0, count, 10_000)), 0, count * size)
+    assert found.files[0].data == count * size
+    assert found.files[0].fragments == count
+    found.files[0].thin(found)
+    assert len(found.files[0].starts) <= 2 * DOTS[0] + 2
+
+
+def test_lines_that_are_one_dot() -> None:
+    starts = numpy.array([0, 1, 2, 5000, 5001, 6000])
+    lengths = numpy.array([1, 1, 1, 1, 1, 4000])
+    hosts = numpy.array([7, 8, 9, 8, 9000, 0])
+    assert sorted(visible(starts, lengths, hosts, 10_000, 10_000).tolist()) == [0, 3, 4, 5]
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf", "SVG"])
@@ -208,6 +303,13 @@ def test_what_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             blocklayer.plot(path, tmp_path / name if name != "map.svg/" else "map.svg/")
     with pytest.raises(InvalidArgument, match="No such file"):
         blocklayer.plot(path, tmp_path / "nowhere" / "map.svg")
+    for part in ("top.qed", "below.qed"):
+        content = (tmp_path / part).read_bytes()
+        (tmp_path / "link.svg").symlink_to(part)
+        with pytest.raises(InvalidArgument, match="part of the image"):
+            blocklayer.plot(path, tmp_path / "link.svg")
+        assert (tmp_path / part).read_bytes() == content
+        (tmp_path / "link.svg").unlink()
     token = blocklayer.CancelToken()
     token.cancel()
     with pytest.raises(Cancelled):
@@ -216,6 +318,27 @@ def test_what_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(NotSupported, match=r"pip install 'blocklayer\[plot\]'"):
         blocklayer.plot(path, tmp_path / "map.svg")
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_an_interrupted_picture_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    def fail(_: Figure, name: str, **options: object) -> None:
+        Path(name).write_bytes(b"half a pic")
+        raise KeyboardInterrupt
+
+    path, target = image(tmp_path), tmp_path / "map.svg"
+    target.write_bytes(b"old")
+    (tmp_path / "map.svg.new").write_bytes(b"somebody's")
+    before = sorted(os.listdir(tmp_path))
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(KeyboardInterrupt):
+        blocklayer.plot(path, target)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert target.read_bytes() == b"old"
+    assert (tmp_path / "map.svg.new").read_bytes() == b"somebody's"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,8 @@ def run(arguments: Arguments) -> int:
     _check_combinations(arguments)
     if len(arguments.names) < 2:
         raise Failure("Must specify image file name")
+    if "target-image-opts" in arguments and "O" in arguments:
+        raise Failure("--image-opts and --format are mutually exclusive")
     *sources, target = arguments.names
     _refuse_what_no_format_can(arguments, sources)
     cache = cache_name(arguments, "t", "unsafe")
@@ -188,22 +190,17 @@ def _check_workers(arguments: Arguments) -> None:
 
 
 def _check_combinations(arguments: Arguments) -> None:
-    """Options that contradict each other."""
-    for present, refused, message in (
-        ("skip-broken-bitmaps", "bitmaps", "Use of --skip-broken-bitmaps requires --bitmaps"),
-        ("target-image-opts", "n", "--target-image-opts requires use of -n flag"),
-        ("target-is-zero", "n", "--target-is-zero requires use of -n flag"),
+    """Options that contradict each other, or need each other, in QEMU's order."""
+    for option, other, needed, message in (
+        ("skip-broken-bitmaps", "bitmaps", True, "Use of --skip-broken-bitmaps requires --bitmaps"),
+        ("C", "c", False, "Cannot enable copy offloading when -c is used"),
+        ("C", "S", False, "Cannot enable copy offloading when -S is used"),
+        ("C", "salvage", False, "Cannot use copy offloading in salvaging mode"),
+        ("target-image-opts", "n", True, "--target-image-opts requires use of -n flag"),
+        ("target-is-zero", "n", True, "--target-is-zero requires use of -n flag"),
+        ("n", "o", False, "-o has no effect when skipping image creation"),
     ):
-        if present in arguments and refused not in arguments:
-            raise Failure(message)
-    for first, second, message in (
-        ("target-image-opts", "O", "--image-opts and --format are mutually exclusive"),
-        ("C", "c", "Cannot enable copy offloading when -c is used"),
-        ("C", "S", "Cannot enable copy offloading when -S is used"),
-        ("C", "salvage", "Cannot use copy offloading in salvaging mode"),
-        ("n", "o", "-o has no effect when skipping image creation"),
-    ):
-        if first in arguments and second in arguments:
+        if option in arguments and (other in arguments) != needed:
             raise Failure(message)
 
 

@@ -7,6 +7,7 @@ from blocklayer.base.errors import (
     BlocklayerError,
     Cancelled,
     FormatError,
+    LockError,
     NotSupported,
     OpenError,
 )
@@ -92,7 +93,9 @@ def run(arguments: Arguments) -> int:
             raise
         except OpenError as error:
             if not unsafe and error.filename in _paths(name, backing):
-                reason = error.message if isinstance(error.__cause__, FormatError) else error
+                reason = (
+                    error.message if isinstance(error.__cause__, FormatError | LockError) else error
+                )
                 raise Failure(f"Could not open new backing file '{backing}': {reason}") from None
             raise
         except NotSupported:

@@ -452,6 +452,11 @@ def path_of(name: FilenameLike) -> str:
     return path
 
 
+def is_export(name: FilenameLike) -> bool:
+    """Whether a name means storage of a server: it has its size, and is no file to be made."""
+    return isinstance(name, str) and drivers.of_scheme(name) is not None
+
+
 def is_same_file(one: str, two: str) -> bool:
     """Whether both names stand for one file, which exists."""
     identity = _identity(one)

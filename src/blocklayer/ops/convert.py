@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, IoError, NotSupported
 from blocklayer.base.extent import Extent
@@ -20,11 +20,11 @@ from blocklayer.core.copy import (
     copy,
 )
 from blocklayer.core.disk import Disk
-from blocklayer.core.node import FormatNode, Node
-from blocklayer.core.opening import FilenameLike, is_file_of, path_of
+from blocklayer.core.node import FormatNode
+from blocklayer.core.opening import FilenameLike, is_export, is_file_of, path_of
 from blocklayer.ops.create import create as create_image
 from blocklayer.ops.create import find_driver, remove
-from blocklayer.ops.open_image import open_disk
+from blocklayer.ops.open_image import leaves, open_disk
 from blocklayer.ops.told import tell_of_target
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -94,6 +94,11 @@ def convert(
     created is removed again, or with `resume` does not have its name yet.
     """
     _check_options(format, sparse_size, create, target_is_zero)
+    if create and is_export(target):
+        # As on a device, the image is as large as what it is on.
+        if format not in (None, "raw") or options or resume:
+            raise InvalidArgument(f"Nothing but raw images can be made on '{target}'")
+        create = False
     if verify and salvage:
         raise InvalidArgument("What is salvaged differs from its source and cannot be verified")
     if resume and (salvage or not create):
@@ -191,7 +196,7 @@ class _Plan(Record, frozen=True):
         """Raise `IoError` for what is not as it should be."""
         from blocklayer.ops.verify import forget_cached, verify
 
-        if not isinstance(target, dict):
+        if not isinstance(target, dict) and not is_export(target):
             forget_cached(path_of(target))
         with self.open_target(target, "r") as disk:
             verify(self.whole, disk, new=self.create, reporter=reporter, quiet=self.quiet)
@@ -359,17 +364,7 @@ def refuse_same_file(disks: list[Disk], target: FilenameLike) -> None:
         return
     name = path_of(target)
     for disk in disks:
-        for node in _leaves(disk.node):
+        for node in leaves(disk.node):
             # The file that is open is meant: its name may be another one's by now.
             if is_file_of(node, name):
                 raise InvalidArgument(f"'{name}' is part of the source and cannot be the target")
-
-
-def _leaves(top: Node) -> Iterator[Node]:
-    """Nodes of a graph that stand on nothing else."""
-    pending = [top]
-    while pending:
-        node = pending.pop()
-        pending += node.children.values()
-        if not node.children:
-            yield node

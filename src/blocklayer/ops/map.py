@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
+from blocklayer.core.disk import Disk
 from blocklayer.core.mapping import merged_batches
 from blocklayer.core.opening import FilenameLike
 from blocklayer.ops.open_image import open_disk
@@ -49,15 +50,31 @@ def map_rows(
     What there is to tell and to stop may take long between two lists, where many can be merged.
     """
     with open_disk(name, format=format, force_share=force_share, trust=trust) as disk:
-        if offset < 0 or (length is not None and length < 0):
-            raise InvalidArgument("The start and the length of a map cannot be negative")
-        start = min(offset, disk.size)
-        end = disk.size if length is None else min(disk.size, offset + length)
-        # Once more: a walk that may be interrupted gives endless extents in pieces.
-        batches = disk.extent_rows(start, max(0, end - start))
-        reporter = Reporter("map", max(0, end - start), progress, cancel)
-        yield from merged_batches(_counted(batches, start, reporter), None)
-        reporter.finish()
+        yield from map_disk(disk, *part_of(disk, offset, length), progress, cancel)
+
+
+def part_of(disk: Disk, offset: int, length: int | None) -> tuple[int, int]:
+    """(start, end) of what is asked for, as far as the disk goes. Raises `InvalidArgument`."""
+    if offset < 0 or (length is not None and length < 0):
+        raise InvalidArgument("The start and the length of a map cannot be negative")
+    start = min(offset, disk.size)
+    end = disk.size if length is None else min(disk.size, offset + length)
+    return start, max(start, end)
+
+
+def map_disk(
+    disk: Disk,
+    start: int,
+    end: int,
+    progress: ProgressCallback | None = None,
+    cancel: CancelToken | None = None,
+) -> Iterator[list[Row]]:
+    """`map_rows` for a disk that is open."""
+    # Once more: a walk that may be interrupted gives endless extents in pieces.
+    batches = disk.extent_rows(start, end - start)
+    reporter = Reporter("map", end - start, progress, cancel)
+    yield from merged_batches(_counted(batches, start, reporter), None)
+    reporter.finish()
 
 
 def _counted(batches: Iterator[list[Row]], start: int, reporter: Reporter) -> Iterator[list[Row]]:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.disk import Disk
+from blocklayer.core.node import Node
 from blocklayer.core.opening import FilenameLike, Opener, OpenFlags, cache_mode
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -87,3 +90,13 @@ def open_with(
     except BaseException:
         node.close()
         raise
+
+
+def leaves(top: Node) -> Iterator[Node]:
+    """Nodes of a graph that stand on nothing else: files, mostly."""
+    pending = [top]
+    while pending:
+        node = pending.pop()
+        pending += node.children.values()
+        if not node.children:
+            yield node

@@ -9,22 +9,21 @@ the disk are: a straight line rises where they lie in order, and breaks where th
 from __future__ import annotations
 
 import os
-from array import array
-from collections.abc import Iterable
 
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.progress import CancelToken, ProgressCallback
-from blocklayer.base.record import Record
 from blocklayer.base.units import format_size
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.disk import Disk
+from blocklayer.core.opening import FilenameLike, is_file_of
 from blocklayer.core.trust import printable
-from blocklayer.ops.map import map_rows
+from blocklayer.ops.map import map_disk, part_of
+from blocklayer.ops.open_image import leaves, open_disk
+from blocklayer.ops.survey import COLUMNS, LAYERS_MAX, Survey, survey
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
-    from blocklayer.base.extent import Row
     from blocklayer.core.trust import Trust
 
     Axes: TypeAlias = Any  # of matplotlib, which need not be there
@@ -32,47 +31,14 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg", "pdf")
 
-COLUMNS, ROWS_MAX = 512, 16
-"""Cells of the map: as many as can be told apart on a screen."""
-
-LAYERS_MAX = 6
-"""Layers with a colour of their own; deeper ones share the last."""
-
 COLOURS = ("#1f6fb4", "#e8772e", "#2e9e5b", "#9b59b6", "#c0392b", "#8c6d46")
 ZERO_COLOUR, HOLE_COLOUR = "#c3cad4", "#f4f6f8"
 
 VISIBLE = 0.6
 """How much of a cell's colour is at least that of data, however little there is."""
 
-DOTS = (1000, 160)
-"""Dots that can be told apart in a diagram, across and upwards."""
-
 LINES_MAX = 4000
 """Lines in a diagram of an SVG: more than that become one picture."""
-
-
-class Survey(Record):
-    """The extents of a disk as columns of numbers.
-
-    kinds    depth of data, or -1 for zeroes and -2 for what no layer has
-    """
-
-    start: int
-    end: int
-    starts: Any
-    lengths: Any
-    kinds: Any
-    hosts: Any
-    names: dict[int, str]
-
-    def bytes_of(self, kind: int) -> int:
-        """Bytes of one kind."""
-        return int(self.lengths[self.kinds == kind].sum())
-
-    @property
-    def depths(self) -> list[int]:
-        """Layers that have data."""
-        return sorted(self.names)
 
 
 def plot(
@@ -99,18 +65,12 @@ def plot(
             f"Cannot draw '{path}': the name of a picture ends in .{', .'.join(FORMATS)}"
         )
     _require_library()
-    batches = map_rows(
-        name,
-        format,
-        offset,
-        length,
-        force_share=force_share,
-        trust=trust,
-        progress=progress,
-        cancel=cancel,
-    )
-    found = survey(batches, offset)
-    shown = name if isinstance(name, str | os.PathLike) else found.names.get(0, "image")
+    with open_disk(name, format=format, force_share=force_share, trust=trust) as disk:
+        _refuse_own_files(disk, path)
+        start, end = part_of(disk, offset, length)
+        found = survey(map_disk(disk, start, end, progress, cancel), start, end)
+    first = found.files[0].name if 0 in found.files else "image"
+    shown = name if isinstance(name, str | os.PathLike) else first
     _save(found, os.path.basename(os.fspath(shown)), path, kind)
 
 
@@ -123,32 +83,19 @@ def _require_library() -> None:
         ) from None
 
 
-def survey(batches: Iterable[list[Row]], start: int = 0) -> Survey:
-    """Read all extents."""
-    import numpy
-
-    columns = tuple(array("q") for _ in range(4))
-    names: dict[int, str] = {}
-    end = start
-    for batch in batches:
-        for at, length, data, zero, present, depth, host, filename in batch:
-            kind = depth if data and not zero else -1 if present else -2
-            if kind >= 0 and depth not in names:
-                names[depth] = filename or ""
-            for column, value in zip(
-                columns, (at, length, kind, -1 if host is None else host), strict=True
-            ):
-                column.append(value)
-            end = at + length
-    starts, lengths, kinds, hosts = (numpy.array(column, dtype="int64") for column in columns)
-    return Survey(start, end, starts, lengths, kinds, hosts, names)
-
-
 # --- drawing --------------------------------------------------------------------------------------
+
+
+def _refuse_own_files(disk: Disk, target: str) -> None:
+    """A picture must not take the place of what it shows."""
+    for node in leaves(disk.node):
+        if is_file_of(node, target):
+            raise InvalidArgument(f"'{target}' is part of the image and cannot be its picture")
 
 
 def _save(found: Survey, title: str, path: str, kind: str) -> None:
     """Draw into another file first: what has the name is a whole picture."""
+    import tempfile
     import warnings
 
     import matplotlib as mpl
@@ -161,17 +108,17 @@ def _save(found: Survey, title: str, path: str, kind: str) -> None:
         "axes.edgecolor": "#5b6470",
         "axes.linewidth": 0.6,
     }
-    new = f"{path}.new"
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with mpl.rc_context(settings), warnings.catch_warnings():  # type: ignore[arg-type, unused-ignore]
         warnings.simplefilter("ignore")  # of names that the font has no letters for
         figure = draw(found, title)
         try:
-            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-            figure.savefig(new, format=kind, dpi=150, metadata=metadata)
-            os.replace(new, path)
+            # In a directory of its own, beside the target: it has a mode as any new file has.
+            with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or ".") as directory:
+                new = os.path.join(directory, "picture")
+                figure.savefig(new, format=kind, dpi=150, metadata=metadata)
+                os.replace(new, path)
         except OSError as error:
-            if os.path.exists(new):
-                os.unlink(new)
             raise InvalidArgument(f"Cannot draw '{path}': {error.strerror or error}") from None
 
 
@@ -217,7 +164,7 @@ def _legend(found: Survey) -> list[Any]:
     for kind in (*found.depths, -1, -2):
         count = found.bytes_of(kind)
         if kind >= 0:
-            what = f"data in layer {kind}, {_short(found.names[kind])}"
+            what = f"data in layer {kind}, {_short(found.files[kind].name)}"
         else:
             what = "zeroes, known without reading" if kind == -1 else "hole: in no layer"
         label = f"{what}: {format_size(count)} ({count * 100 / size:.1f} %)"
@@ -235,11 +182,9 @@ def _short(name: str, limit: int = 48) -> str:
 
 def _draw_map(axes: Axes, found: Survey) -> None:
     """The disk in rows; a cell has the mixed colours of what lies in it."""
-    size = found.end - found.start
-    rows, row_bytes = rows_of(size)
-    picture = cells(found, rows, row_bytes)
+    rows, row_bytes = found.rows, found.row_bytes
     axes.imshow(
-        picture,
+        cells(found),
         aspect="auto",
         interpolation="nearest",
         extent=(0, row_bytes, rows, 0),
@@ -253,59 +198,23 @@ def _draw_map(axes: Axes, found: Survey) -> None:
     _ticks(axes.xaxis, row_bytes)
 
 
-def rows_of(size: int) -> tuple[int, int]:
-    """How many rows, and bytes in each: a power of two, or the whole disk in one row."""
-    if size <= COLUMNS:
-        return 1, max(size, 1)
-    row_bytes = 1 << max(0, (size - 1).bit_length() - (ROWS_MAX.bit_length() - 1))
-    row_bytes = max(row_bytes, COLUMNS)
-    return -(-size // row_bytes), row_bytes
-
-
-def cells(found: Survey, rows: int, row_bytes: int) -> Any:
+def cells(found: Survey) -> Any:
     """Red, green and blue of every cell."""
     import numpy
     from matplotlib.colors import to_rgb
 
-    count = rows * COLUMNS
-    width = row_bytes / COLUMNS
-    kinds = [*range(min(LAYERS_MAX, max(found.names, default=-1) + 1)), -1, -2]
-    weights = numpy.zeros((len(kinds), count))
-    for index, kind in enumerate(kinds):
-        chosen = found.kinds == kind
-        if kind == LAYERS_MAX - 1:
-            chosen = found.kinds >= kind
-        starts = (found.starts[chosen] - found.start) / width
-        ends = starts + found.lengths[chosen] / width
-        weights[index] = coverage(starts, ends, count)
-    data = weights[: len(kinds) - 2]
+    weights = numpy.array(list(found.covered.values()))
+    data = weights[:LAYERS_MAX]
     total = data.sum(axis=0)
     wanted = numpy.where(total > 0, numpy.maximum(total, VISIBLE), 0)
     data *= numpy.divide(wanted, total, out=numpy.zeros_like(total), where=total > 0)
-    rest = weights[-2:].sum(axis=0)
+    rest = weights[LAYERS_MAX:].sum(axis=0)
     left = numpy.clip(1 - wanted, 0, None)
-    weights[-2:] *= numpy.divide(left, rest, out=numpy.zeros_like(rest), where=rest > 0)
-    colours = numpy.array([to_rgb(colour_of(kind)) for kind in kinds])
+    weights[LAYERS_MAX:] *= numpy.divide(left, rest, out=numpy.zeros_like(rest), where=rest > 0)
+    colours = numpy.array([to_rgb(colour_of(kind)) for kind in found.covered])
     picture = numpy.clip(weights.T @ colours, 0, 1)
     picture[weights.sum(axis=0) < 0.01] = 1.0  # behind the end
-    return picture.reshape(rows, COLUMNS, 3)
-
-
-def coverage(starts: Any, ends: Any, count: int) -> Any:
-    """How much of each of `count` cells of length 1 is covered by the ranges."""
-    import numpy
-
-    # The integral of the covered length up to each border is a sum of ramps.
-    points = numpy.concatenate((starts, ends))
-    signs = numpy.concatenate((numpy.ones(len(starts)), -numpy.ones(len(ends))))
-    order = numpy.argsort(points, kind="stable")
-    points, signs = points[order], signs[order]
-    slopes = numpy.concatenate(([0.0], numpy.cumsum(signs)))
-    before = numpy.concatenate(([0.0], numpy.cumsum(signs * points)))
-    borders = numpy.arange(count + 1, dtype=float)
-    index = numpy.searchsorted(points, borders, side="right")
-    covered = slopes[index] * borders - before[index]
-    return numpy.clip(numpy.diff(covered), 0, 1)
+    return picture.reshape(found.rows, COLUMNS, 3)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -316,12 +225,10 @@ def _draw_file(axes: Axes, found: Survey, depth: int, *, last: bool) -> None:
     import numpy
     from matplotlib.collections import LineCollection
 
-    chosen = (found.kinds == depth) & (found.hosts >= 0)
-    starts, lengths, hosts = found.starts[chosen], found.lengths[chosen], found.hosts[chosen]
-    end = int((hosts + lengths).max()) if len(hosts) else 1
-    drawn = visible(starts - found.start, lengths, hosts, found.end - found.start, end)
-    first = numpy.stack((starts, hosts), 1)[drawn]
-    lines = numpy.stack((first, first + lengths[drawn, None]), 1)
+    file, end = found.files[depth], found.files[depth].end
+    file.thin(found)
+    first = numpy.stack((file.starts, file.hosts), 1)
+    lines = numpy.stack((first, first + file.lengths[:, None]), 1)
     collection = LineCollection(
         list(lines.astype(float)), colors=colour_of(depth), linewidths=2.2, capstyle="round"
     )
@@ -331,10 +238,9 @@ def _draw_file(axes: Axes, found: Survey, depth: int, *, last: bool) -> None:
     axes.set_xlim(found.start - margin, found.end + margin)
     axes.set_ylim(-end * 0.05, end * 1.05)
     axes.grid(alpha=0.25, lw=0.5)
-    pieces = fragments(starts, hosts)
-    amount = format_size(int(lengths.sum()))
+    pieces = file.fragments
     axes.set_title(
-        f"Layer {depth}, {_short(found.names[depth])}: {amount} in {pieces}"
+        f"Layer {depth}, {_short(file.name)}: {format_size(file.placed)} in {pieces}"
         f" {'fragment' if pieces == 1 else 'fragments'}",
         loc="left",
         fontsize=10,
@@ -346,26 +252,6 @@ def _draw_file(axes: Axes, found: Survey, depth: int, *, last: bool) -> None:
         axes.set_xlabel("on the disk")
     else:
         axes.tick_params(labelbottom=False)
-
-
-def visible(starts: Any, lengths: Any, hosts: Any, width: int, height: int) -> Any:
-    """Which lines to draw, by index: of dots that would be one dot, one."""
-    import numpy
-
-    columns = (starts * (DOTS[0] / max(1, width))).astype("int64")
-    rows = (hosts * (DOTS[1] / max(1, height))).astype("int64")
-    dots = columns * (DOTS[1] + 1) + rows
-    long = lengths * max(DOTS[0] / max(1, width), DOTS[1] / max(1, height)) > 1
-    dots[long] = -1 - numpy.arange(int(long.sum()))
-    return numpy.unique(dots, return_index=True)[1]
-
-
-def fragments(starts: Any, hosts: Any) -> int:
-    """Straight lines of the diagram: what lies in the file as it lies on the disk."""
-    if not len(starts):
-        return 0
-    shift = hosts - starts
-    return 1 + int((shift[1:] != shift[:-1]).sum())
 
 
 def _ticks(axis: Any, size: int, start: int = 0, parts: int = 8) -> None:
