@@ -67,6 +67,18 @@ class Bitmap:
         with self._lock:
             return bool(self._bits.contains_range(first, end))
 
+    def any_set(self, offset: int, length: int) -> bool:
+        """Whether any granule that the range touches is marked."""
+        first, end = offset >> self._shift, self._granule_up(offset + length)
+        with self._lock:
+            found = self._next(first, marked=True)
+        return found is not None and found < end
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is marked."""
+        return not self._bits
+
     @property
     def count(self) -> int:
         """Bytes marked, in whole granules."""

@@ -451,15 +451,28 @@ class Job:
             self._conclude()
 
     def _abandon(self) -> None:
-        """It was created and never ran. Lock held."""
+        """It was created and never ran. Lock held, so what is to be undone is another thread's."""
         self.cancelled = True
         self._transaction.fail(self)
         self.transition(states.ABORTING)
+        threading.Thread(target=self._bury, name=f"blocklayer-{self.id}", daemon=True).start()
+
+    def _bury(self) -> None:
         self._try(self.abort)
         self._try(self.clean)
-        self.emit_block("BLOCK_JOB_CANCELLED")
-        self._conclude()
-        self.ended.set()
+        with self.changed:
+            self.emit_block("BLOCK_JOB_CANCELLED")
+            self._conclude()
+            self.ended.set()
+            self.changed.notify_all()
+
+    def fail_early(self) -> None:
+        """It could not even be set up: whoever wanted it gets the error, and nothing remains."""
+        self.clean()
+        with self.changed:
+            self.transition(states.NULL)
+            self.jobs.unregister(self)
+            self.ended.set()
 
     def _conclude(self) -> None:
         self._at_rest = True

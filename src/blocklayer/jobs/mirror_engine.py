@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a mirror moves bytes: in the background, and with the guest's own writes.
+
+    dirty    granules in which the target may differ from the source. A guest's write marks them
+             after it has changed the source; the copier unmarks them before it looks at the source.
+             Whatever comes between is marked again, so nothing is lost.
+    zero     granules of the target that are known to read as zeroes (`ZeroBitmap`)
+    ranges   who changes the target holds the granules it touches, so that what is known of them is
+             true, and the guest's later bytes are never overwritten by earlier ones
+
+Order of locks: the source's tracker, `ranges`, the nodes' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from blocklayer.base.align import align_down, align_up
+from blocklayer.base.buffers import Vector, slice_vector, vector_length
+from blocklayer.base.errors import BlocklayerError, NotSupported
+from blocklayer.base.units import KiB, MiB
+from blocklayer.core.bitmap import Bitmap
+from blocklayer.core.copy import find_zeroes
+from blocklayer.core.disk import Disk
+from blocklayer.core.mapping import reads_as_zero, row_batches
+from blocklayer.core.node import ALLOCATE, UNMAP, Node
+from blocklayer.core.requests import RangeLock
+from blocklayer.jobs.zero_bitmap import ZeroBitmap
+
+BLOCK = 4 * KiB
+"""Zeroes are looked for in blocks of this size."""
+
+EMULATED_ZERO_MAX = 16 * MiB
+"""Zeroes that have to be written are written in pieces between which the job can be stopped."""
+
+READ, WRITE = "read", "write"
+
+
+class IoFailed(Exception):
+    """I/O on one side has failed."""
+
+    def __init__(self, side: str, error: BlocklayerError) -> None:
+        super().__init__(str(error))
+        self.side = side
+        self.error = error
+
+
+class Moved:
+    """What a step has done, in bytes: data copied, zeroes written, zeroes left as they were."""
+
+    __slots__ = ("data", "skipped", "zero")
+
+    def __init__(self) -> None:
+        self.data = self.zero = self.skipped = 0
+
+
+class Engine:
+    """The bitmaps of one mirror, and everything that touches its target.
+
+    on_guest_error  told when the target could not follow a guest's write
+    on_guest_moved  told how many bytes a guest's write has brought to the target
+    """
+
+    def __init__(
+        self,
+        source: Node,
+        target: Disk,
+        granularity: int,
+        *,
+        unmap: bool,
+        on_guest_error: Callable[[BlocklayerError], None],
+        on_guest_moved: Callable[[int], None],
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.size = source.size
+        self.granularity = granularity
+        self.dirty = Bitmap(self.size, granularity)
+        self.zero = ZeroBitmap(self.size, granularity, full=False)
+        self.unmap = unmap and target.discard_mode == "unmap"
+        self.write_blocking = False
+        """Guests wait until the target has their writes, too."""
+        self.stopped = False
+        """Nothing is written to the target any more."""
+        self._ranges = RangeLock()
+        self._on_guest_error = on_guest_error
+        self._on_guest_moved = on_guest_moved
+        self._zero_min = BLOCK if self.unmap else max(granularity, BLOCK)
+
+    # --- in the background ----------------------------------------------------------------------
+
+    def copy(self, runs: list[tuple[int, int]], buffer: bytearray) -> Moved:
+        """Bring runs of whole granules, no longer marked dirty, to the target.
+
+        Ascending. Raises `IoFailed`; then they have to be marked again.
+        """
+        start, end = runs[0][0], sum(runs[-1])
+        moved = Moved()
+        self._ranges.run([self._whole(start, end - start)], self._copy_runs, runs, buffer, moved)
+        return moved
+
+    def _copy_runs(self, runs: list[tuple[int, int]], buffer: bytearray, moved: Moved) -> None:
+        load = _Load(self, buffer, moved)
+        for offset, length in runs:
+            for start, count, known_zero in self.zero.segments(offset, length):
+                for position, size, is_zero in self._pieces(start, count, known_zero):
+                    if is_zero and known_zero:
+                        moved.skipped += size
+                    elif is_zero:
+                        self._write_zero(position, size, moved, unmap=self.unmap)
+                    else:
+                        load.read(position, size, known_zero)
+        load.write()
+
+    def _pieces(
+        self, offset: int, length: int, known_zero: bool
+    ) -> Iterator[tuple[int, int, bool]]:
+        """The source's extents in a range as (offset, length, reads as zeroes), merged."""
+        least = 1 if known_zero else self._zero_min
+        start, zero = offset, False
+        try:
+            for batch in row_batches(self.source, offset, length):
+                for row in batch:
+                    if zero != (row[3] and (zero or row[1] >= least)):
+                        if row[0] > start:
+                            yield start, row[0] - start, zero
+                        start, zero = row[0], not zero
+        except BlocklayerError as error:
+            raise IoFailed(READ, error) from error
+        if start < offset + length:
+            yield start, offset + length - start, zero
+
+    def read_source(self, offset: int, view: memoryview) -> None:
+        """Raises `IoFailed`."""
+        try:
+            self.source.readv(offset, [view])
+        except BlocklayerError as error:
+            raise IoFailed(READ, error) from error
+
+    def write_target(self, writes: list[tuple[int, memoryview]]) -> None:
+        """Raises `IoFailed`. The granules are the caller's."""
+        for offset, view in writes:
+            self.zero.clear(offset, len(view))
+        try:
+            self.target.write_many(writes)
+        except BlocklayerError as error:
+            raise IoFailed(WRITE, error) from error
+
+    def _write_zero(self, offset: int, length: int, moved: Moved, *, unmap: bool) -> None:
+        """Make a range of the target zero unless it is. The granules are the caller's."""
+        if self.zero.is_set(offset, length):
+            moved.skipped += length
+            return
+        native = self.target.node.zero_ability == "native"
+        piece = length if native else align_up(EMULATED_ZERO_MAX, self.granularity)
+        try:
+            for start in range(offset, offset + length, piece):
+                count = min(piece, offset + length - start)
+                self.target.write_zeroes(start, count, unmap=unmap)
+                self.zero.set(start, count)
+        except BlocklayerError as error:
+            raise IoFailed(WRITE, error) from error
+        moved.zero += length
+
+    def _whole(self, offset: int, length: int) -> tuple[int, int]:
+        """The granules that a range touches."""
+        return align_down(offset, self.granularity), align_up(offset + length, self.granularity)
+
+    # --- with the guest's writes ----------------------------------------------------------------
+
+    def guest_write(self, offset: int, vector: Vector) -> None:
+        """A guest writes."""
+        length = vector_length(vector)
+
+        def to_source() -> None:
+            self.source.writev(offset, vector)
+
+        def to_target(start: int, count: int) -> None:
+            part = slice_vector(vector, start - offset, count)
+            self.zero.clear(start, count)
+            self.target.write_many(_at(start, part))
+
+        self._guest_change(offset, length, to_source, to_target)
+
+    def guest_zero(self, offset: int, length: int, flags: int) -> None:
+        """A guest writes zeroes."""
+
+        def to_source() -> None:
+            self.source.zero(offset, length, flags)
+
+        def to_target(start: int, count: int) -> None:
+            unmap = self.unmap and bool(flags & UNMAP) and not flags & ALLOCATE
+            self._zero_for_guest(start, count, unmap=unmap)
+
+        self._guest_change(offset, length, to_source, to_target)
+
+    def guest_discard(self, offset: int, length: int) -> None:
+        """A guest discards. The target gets what the source has now, whatever that is.
+
+        So both stay equal, although a discard promises nothing of what can be read later.
+        """
+
+        def to_source() -> None:
+            self.source.discard(offset, length)
+
+        def to_target(start: int, count: int) -> None:
+            if reads_as_zero(self.source, start, count):
+                self._zero_for_guest(start, count, unmap=self.unmap)
+            else:
+                self.dirty.set(start, count)
+
+        self._guest_change(offset, length, to_source, to_target)
+
+    def _zero_for_guest(self, offset: int, length: int, *, unmap: bool) -> None:
+        try:
+            self._write_zero(offset, length, Moved(), unmap=unmap)
+        except IoFailed as failure:
+            raise failure.error from failure
+
+    def _guest_change(
+        self,
+        offset: int,
+        length: int,
+        to_source: Callable[[], None],
+        to_target: Callable[[int, int], None],
+    ) -> None:
+        if self.write_blocking and not self.stopped:
+            ranges = [self._whole(offset, length)]
+            self._ranges.run(ranges, self._change_both, offset, length, to_source, to_target)
+            return
+        try:
+            to_source()
+        except NotSupported:
+            raise  # nothing has changed: the request comes again as a write
+        except BaseException:
+            self.dirty.set(offset, length)
+            raise
+        self.dirty.set(offset, length)
+
+    def _change_both(
+        self,
+        offset: int,
+        length: int,
+        to_source: Callable[[], None],
+        to_target: Callable[[int, int], None],
+    ) -> None:
+        try:
+            to_source()
+        except NotSupported:
+            raise
+        except BaseException:
+            self.dirty.set(offset, length)
+            raise
+        start, end = self._without_dirty_ends(offset, offset + length)
+        if start >= end:
+            return
+        try:
+            # Unmarked first: who cannot write the target marks them again.
+            self.dirty.clear(start, end - start)
+            to_target(start, end - start)
+            self._on_guest_moved(end - start)
+        except BlocklayerError as error:
+            self.dirty.set(start, end - start)
+            self._on_guest_error(error)
+        except BaseException:
+            self.dirty.set(start, end - start)
+            raise
+
+    def _without_dirty_ends(self, start: int, end: int) -> tuple[int, int]:
+        """Parts of granules that are to be copied as a whole anyway need not be written now."""
+        first = align_up(start, self.granularity)
+        if start < first and self.dirty.is_set(start):
+            start = first
+        last = align_down(end, self.granularity)
+        if last < end < self.size and start < end and self.dirty.is_set(end - 1):
+            end = last
+        return start, end
+
+
+def _at(offset: int, vector: Vector) -> list[tuple[int, memoryview]]:
+    """A vector as (offset, view) requests."""
+    placed = []
+    for view in vector:
+        placed.append((offset, view))
+        offset += len(view)
+    return placed
+
+
+class _Load:
+    """Data on its way through a buffer: read piece by piece, written together."""
+
+    def __init__(self, engine: Engine, buffer: bytearray, moved: Moved) -> None:
+        self._engine = engine
+        self._buffer = buffer
+        self._view = memoryview(buffer)
+        self._moved = moved
+        self._filled = 0
+        self._parts: list[tuple[int, int, int, bool]] = []
+
+    def read(self, offset: int, length: int, known_zero: bool) -> None:
+        """Read a piece of the source; what was read before is written when there is no room.
+
+        known_zero  the target reads as zeroes there, as long as nothing of it is written
+        """
+        while length:
+            room = len(self._buffer) - self._filled
+            if not room:
+                self.write()
+                continue
+            count = min(room, length)
+            start = self._filled
+            self._engine.read_source(offset, self._view[start : start + count])
+            self._parts.append((offset, count, start, known_zero))
+            self._filled += count
+            offset += count
+            length -= count
+
+    def write(self) -> None:
+        """Write what was read, but for zeroes."""
+        writes: list[tuple[int, memoryview]] = []
+        zeroes: list[tuple[int, int]] = []
+        moved = self._moved
+        for offset, length, start, known_zero in self._parts:
+            for begin, count, zero in find_zeroes(self._buffer, start, length, offset, BLOCK):
+                place = offset + begin - start
+                if zero and known_zero:
+                    moved.skipped += count
+                elif zero and count >= self._engine._zero_min:
+                    zeroes.append((place, count))
+                else:
+                    writes.append((place, self._view[begin : begin + count]))
+                    moved.data += count
+        self._parts.clear()
+        self._filled = 0
+        for place, count in zeroes:
+            self._engine._write_zero(place, count, moved, unmap=self._engine.unmap)
+        if writes:
+            self._engine.write_target(writes)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A few threads that do a job's steps, so that reading, writing and looking overlap."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+Step = TypeVar("Step")
+
+
+class Workers(Generic[Step]):
+    """Runs `action(step, buffer)` in threads that are started when they are needed.
+
+    Not more steps are in flight than there are threads; each thread has a buffer of its own.
+    """
+
+    def __init__(
+        self, name: str, count: int, buffer_size: int, action: Callable[[Step, bytearray], None]
+    ) -> None:
+        self.in_flight: set[Step] = set()
+        self._name = name
+        self._count = count
+        self._buffer_size = buffer_size
+        self._action = action
+        self._threads: list[threading.Thread] = []
+        self._queue: SimpleQueue[Step | None] = SimpleQueue()
+        self._changed = threading.Condition()
+
+    def submit(self, step: Step) -> None:
+        """Hand out a step; waits until a thread is free."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self.in_flight) < self._count)
+            self.in_flight.add(step)
+            if len(self.in_flight) > len(self._threads):
+                self._start_thread()
+        self._queue.put(step)
+
+    def _start_thread(self) -> None:
+        name = f"{self._name}-{len(self._threads)}"
+        thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _serve(self) -> None:
+        buffer = bytearray(self._buffer_size)
+        while (step := self._queue.get()) is not None:
+            try:
+                self._action(step, buffer)
+            finally:
+                with self._changed:
+                    self.in_flight.discard(step)
+                    self._changed.notify_all()
+
+    def wait_while(self, condition: Callable[[], bool]) -> None:
+        """Wait as long as `condition`, which depends on what is in flight."""
+        with self._changed:
+            self._changed.wait_for(lambda: not condition())
+
+    def drain(self) -> None:
+        """Wait until nothing is in flight."""
+        self.wait_while(lambda: bool(self.in_flight))
+
+    def close(self) -> None:
+        """Wait for everything, and end the threads."""
+        self.drain()
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
