@@ -2,13 +2,16 @@
 """The server's side of the handshake: bytes in, bytes out, and at the end a choice of export.
 
     engine = ServerHandshake(offers)
-    send(engine.outgoing())
-    while engine.state is HAGGLING:
+    while True:
+        while data := engine.outgoing():
+            send(data)
+        if engine.state != HAGGLING:
+            break
         engine.receive(recv())
-        send(engine.outgoing())
 
 Source: "The NBD protocol", sections on fixed newstyle negotiation and TLS. A client can make the
-engine keep no more than `OPTION_LENGTH_MAX` bytes, and answer no more than `OPTIONS_MAX` options.
+engine keep no more than what it is given at once and `OPTION_LENGTH_MAX` bytes, and answer no more
+than `OPTIONS_MAX` options; an option is answered when the answers before it were taken.
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ CONTEXTS_MAX = 64
 
 LIST_MAX = 100_000
 """Exports told to one client."""
+
+ANSWERS_MAX = 64 * 1024
+"""Bytes of answers that wait for being taken; beyond them no option is looked at."""
 
 SIMPLE = "simple"
 STRUCTURED = "structured"
@@ -128,9 +134,10 @@ class ServerHandshake:
         self.shutting_down = False
 
     def outgoing(self) -> bytes:
-        """What to send now."""
+        """What to send now; there may be more until it is empty."""
         data = bytes(self._out)
         self._out.clear()
+        self._advance()
         return data
 
     @property
@@ -141,8 +148,11 @@ class ServerHandshake:
     def receive(self, data: bytes | bytearray | memoryview) -> None:
         """Bytes of the client, cut anywhere."""
         self._received += data
+        self._advance()
+
+    def _advance(self) -> None:
         try:
-            while self.state == HAGGLING and self._step():
+            while self.state == HAGGLING and len(self._out) < ANSWERS_MAX and self._step():
                 pass
         except _Violation as violation:
             self.problem = str(violation)
@@ -227,7 +237,7 @@ class ServerHandshake:
         except _Refusal as refusal:
             if option == wire.OPT_EXPORT_NAME:
                 raise _Violation(refusal.words) from None  # it has no error reply
-            self._reply(option, refusal.kind, refusal.words.encode()[: wire.MAX_STRING])
+            self._reply(option, refusal.kind, wire.message(refusal.words))
 
     def _insist_on_tls(self, option: int) -> None:
         if option in (wire.OPT_STARTTLS, wire.OPT_ABORT):
@@ -420,14 +430,9 @@ def _matching(contexts: Sequence[str], queries: list[str], *, listing: bool) -> 
     """
     if listing and not queries:
         return list(contexts)
-    return [context for context in contexts if any(_asks(q, context, listing) for q in queries)]
-
-
-def _asks(query: str, context: str, listing: bool) -> bool:
-    if query == context:
-        return True
-    namespace = query.endswith(":") and context.startswith(query)
-    return listing and namespace
+    wanted = set(queries)
+    namespaces = tuple(query for query in wanted if listing and query.endswith(":"))
+    return [each for each in contexts if each in wanted or each.startswith(namespaces)]
 
 
 def _option_name(option: int) -> str:

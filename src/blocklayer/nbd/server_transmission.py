@@ -78,6 +78,9 @@ class RequestReader:
             if kept:
                 buffer[:kept] = buffer[self._start : self._end]
             self._start, self._end = 0, kept
+        if self._needed:
+            # No more than this request: the next one finds the same memory in the cache.
+            return self._buffer[self._end : self._start + self._needed]
         return self._buffer[self._end :]
 
     def feed(self, data: bytes) -> list[Item]:
@@ -190,13 +193,13 @@ class Replies:
         """Failure of a request."""
         if self.mode == SIMPLE:
             return self._simple(wire.SIMPLE_REPLY_MAGIC, code, cookie)
-        message = words.encode()[: wire.MAX_STRING]
+        message = wire.message(words)
         payload = struct.pack(">IH", code, len(message)) + message
         return self._chunk_head(wire.REPLY_ERROR, cookie, offset, len(payload), last=True) + payload
 
     def error_at(self, cookie: int, offset: int, code: int, words: str, place: int) -> bytes:
         """Failure of a read at `place`, after chunks of it have been sent."""
-        message = words.encode()[: wire.MAX_STRING]
+        message = wire.message(words)
         payload = struct.pack(">IH", code, len(message)) + message + struct.pack(">Q", place)
         kind = wire.REPLY_ERROR_OFFSET
         return self._chunk_head(kind, cookie, offset, len(payload), last=True) + payload

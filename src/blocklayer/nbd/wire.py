@@ -248,6 +248,12 @@ def system_error(code: int) -> int:
     return _FROM_WIRE.get(code, errno.EINVAL)
 
 
+def message(words: str) -> bytes:
+    """Words for people as a string of the protocol: valid, and not too long."""
+    encoded = words.encode(errors="backslashreplace")[:MAX_STRING]
+    return encoded.decode(errors="ignore").encode()  # no half character at the end
+
+
 # --- structures ---------------------------------------------------------------------------------
 
 
