@@ -294,7 +294,8 @@ class NbdServer:
         deadline = time.monotonic() + HANDSHAKE_SECONDS
         buffer = memoryview(bytearray(HANDSHAKE_PIECE))
         while True:
-            client.channel.send(engine.outgoing())
+            while answers := engine.outgoing():
+                client.channel.send(answers)
             if engine.state == CHOSEN:
                 assert engine.choice is not None
                 return engine.choice, engine.rest
