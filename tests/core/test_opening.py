@@ -79,7 +79,7 @@ def test_what_a_name_means(name: Any, options: dict[str, Any]) -> None:
     ("name", "words"),
     [
         ("", "file name is empty"),
-        ("nbd://host", "Unknown protocol 'nbd'"),
+        ("iscsi://host", "Unknown protocol 'iscsi'"),
         ("gopher:x", r"Unknown protocol 'gopher' .*file:gopher:x"),
         ("json:{", "Could not parse the JSON options"),
         ("json:[1]", "Invalid JSON object"),

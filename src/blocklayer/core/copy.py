@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from queue import Empty, SimpleQueue
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import ZERO_CHUNK, ZEROES
@@ -28,7 +27,10 @@ from blocklayer.core.disk import Disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from queue import Empty, SimpleQueue
     from typing import TypeAlias
+else:
+    from _queue import Empty, SimpleQueue  # what is around it imports heapq
 
 PIECE = 2 * MiB
 """Bytes read at once."""
@@ -75,6 +77,11 @@ class Concatenation:
                 for extent in disk.extents(first, last - first):
                     yield extent.moved(extent.offset + start)
 
+    def read_each(self, requests: Sequence[tuple[int, memoryview]]) -> None:
+        """Read one after the other."""
+        for offset, view in requests:
+            self.read_into(offset, view)
+
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Read across the borders of disks."""
         done = 0
@@ -101,6 +108,10 @@ class Window:
         for extent in self._disk.extents(self._start + offset, length):
             yield extent.moved(extent.offset - self._start)
 
+    def read_each(self, requests: Sequence[tuple[int, memoryview]]) -> None:
+        """Read from the window."""
+        self._disk.read_each([(self._start + offset, view) for offset, view in requests])
+
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Read from the window."""
         self._disk.read_into(self._start + offset, buffer)
@@ -120,6 +131,10 @@ class Segment:
         end = self.size if length is None else offset + length
         start = max(offset, self._start)
         return self._source.extents(start, max(0, end - start))
+
+    def read_each(self, requests: Sequence[tuple[int, memoryview]]) -> None:
+        """Read at the disk's own offsets."""
+        self._source.read_each(requests)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Read at the disk's own offset."""
@@ -164,15 +179,17 @@ class CopyOptions(Record, frozen=True):
 class _Load:
     """A buffer on its way from the reader to the writer.
 
-    runs   (guest offset, length, start in the buffer or -1 for zeroes), ascending
+    pieces  (guest offset, length, start in the buffer or -1 for zeroes): what is to be read
+    runs    the same when it is read and its zeroes are found, ascending
     """
 
-    __slots__ = ("buffer", "filled", "guest", "runs")
+    __slots__ = ("buffer", "filled", "guest", "pieces", "runs")
 
     def __init__(self, buffer: bytearray | None) -> None:
         self.buffer = buffer or bytearray(PIECE)
         self.filled = 0
         self.guest = 0
+        self.pieces: list[tuple[int, int, int]] = []
         self.runs: list[tuple[int, int, int]] = []
 
     def add(self, offset: int, length: int, start: int) -> None:
@@ -244,22 +261,31 @@ class _Copy:
             self._free.put(None)  # made when it is needed
 
     def run(self) -> CopyResult:
+        if self._source.size <= PIECE:
+            # There is one buffer to fill: starting a thread for that costs more than it saves.
+            for load in self._loads():
+                self._take(load)
+            return self._result
         reader = threading.Thread(target=self._read_all, name="blocklayer-copy", daemon=True)
         reader.start()
         try:
-            while (load := self._next_load()) is not None:
-                if isinstance(load, BaseException):
-                    raise load
-                data, zero = self._result.data, self._result.zero
-                self._write(load)
-                data, zero = self._result.data - data, self._result.zero - zero
-                self._reporter.advance(load.guest, zero=zero, skipped=load.guest - data - zero)
-                self._pace.advance(data)
-                self._free.put(load.buffer)
+            while (next_load := self._next_load()) is not None:
+                if isinstance(next_load, BaseException):
+                    raise next_load
+                self._take(next_load)
         finally:
             self._stop.set()
             reader.join()
         return self._result
+
+    def _take(self, load: _Load) -> None:
+        """Write a buffer, and give it back."""
+        data, zero = self._result.data, self._result.zero
+        self._write(load)
+        data, zero = self._result.data - data, self._result.zero - zero
+        self._reporter.advance(load.guest, zero=zero, skipped=load.guest - data - zero)
+        self._pace.advance(data)
+        self._free.put(load.buffer)
 
     def _next_load(self) -> _Load | BaseException | None:
         """Wait for the reader, whose storage may be slow, and notice a cancellation meanwhile."""
@@ -300,20 +326,21 @@ class _Copy:
             if extent.zero:
                 # More and more of them: the walk may have taken long already.
                 zeroes += 1
-                if zeroes > RUNS_MAX or (load.runs and not load.filled):
-                    yield load
+                if zeroes > RUNS_MAX or (load.pieces and not load.filled):
+                    yield self._fill(load)
                     load, zeroes = self._new_load(), 1
-                load.add(extent.offset, extent.length, -1)
+                load.pieces.append((extent.offset, extent.length, -1))
                 continue
             position = extent.offset
             while position < extent.end:
                 count = min(extent.end, align_down(position, PIECE) + PIECE) - position
-                if load.filled + count > PIECE or len(load.runs) >= RUNS_MAX:
-                    yield load
+                if load.filled + count > PIECE or len(load.pieces) >= RUNS_MAX:
+                    yield self._fill(load)
                     load, zeroes = self._new_load(), 0
-                self._read_into(load, position, count)
+                load.pieces.append((position, count, load.filled))
+                load.filled += count
                 position += count
-        yield load
+        yield self._fill(load)
 
     def _extents(self) -> Iterator[Extent]:
         """The source's extents; when salvaging, what its tables cannot tell is zeroes."""
@@ -334,20 +361,38 @@ class _Copy:
                 yield Extent(position, end - position, False, True, True, 0)
                 position = end
 
-    def _read_into(self, load: _Load, offset: int, length: int) -> None:
-        """Append data to a buffer and find the zeroes in it."""
-        start = load.filled
-        with memoryview(load.buffer)[start : start + length] as view:
+    def _fill(self, load: _Load) -> _Load:
+        """Read all pieces of a load at once, and find the zeroes in them."""
+        pieces = load.pieces
+        with memoryview(load.buffer) as view:
+            wanted = [(guest, view[at : at + count]) for guest, count, at in pieces if at >= 0]
+            try:
+                self._read(wanted)
+            finally:
+                for _, part in wanted:
+                    part.release()
+        granularity = self._options.sparse_size
+        for offset, length, start in pieces:
+            if start < 0:
+                load.add(offset, length, -1)
+                continue
+            for run_start, count, zero in find_zeroes(
+                load.buffer, start, length, offset, granularity
+            ):
+                load.add(offset + run_start - start, count, -1 if zero else run_start)
+        return load
+
+    def _read(self, wanted: list[tuple[int, memoryview]]) -> None:
+        if len(wanted) > 1 and not self._options.salvage:
+            self._source.read_each(wanted)
+            return
+        for offset, view in wanted:
             try:
                 self._source.read_into(offset, view)
             except IoError:
                 if not self._options.salvage:
                     raise
                 self._salvage(offset, view)
-        load.filled += length
-        granularity = self._options.sparse_size
-        for run_start, count, zero in find_zeroes(load.buffer, start, length, offset, granularity):
-            load.add(offset + run_start - start, count, -1 if zero else run_start)
 
     def _salvage(self, offset: int, view: memoryview) -> None:
         """Read sector by sector what cannot be read at once."""

@@ -252,6 +252,24 @@ class Disk:
         self._run(read_all)
         return results
 
+    def read_each(self, requests: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill the views of many (offset, view) requests, at the cost of a batch.
+
+        Storage that is far away has them all in flight. The first error is raised.
+        """
+        if self._read_lookup is None:
+            self._run(self._read_spans, requests)
+            return
+        for offset, view in requests:
+            self.read_into(offset, view)
+
+    def _read_spans(self, requests: Sequence[tuple[int, memoryview]]) -> None:
+        for offset, view in requests:
+            self.check_range("read", offset, len(view))
+        for error in self.node.read_each([(o, [view]) for o, view in requests if len(view)]):
+            if error is not None:
+                raise error
+
     def read_inline(self, requests: Sequence[tuple[int, memoryview]], flags: int = 0) -> list[int]:
         """Fill the views of (offset, view) requests that need nobody but the kernel.
 

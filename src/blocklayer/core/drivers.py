@@ -69,13 +69,13 @@ _MODULES = {
     "blklogwrites": "blocklayer.filters.write_log",
 }
 
-_SCHEMES = {
-    scheme: "nbd"
-    for scheme in (
+_SCHEMES = dict.fromkeys(
+    (
         *("nbd", "nbd+tcp", "nbd+unix", "nbd+vsock"),
         *("nbds", "nbds+tcp", "nbds+unix", "nbds+vsock"),
-    )
-}
+    ),
+    "nbd",
+)
 """Protocols by what names of theirs begin with."""
 
 FORMATS = ("qed", "raw")

@@ -148,14 +148,7 @@ def write_each(node: Node, runs: Sequence[Run]) -> list[BlocklayerError | None]:
     """`write_runs` for nodes of any kind: what goes through a mapping is committed together."""
     if isinstance(node, FormatNode) and type(node).writev is FormatNode.writev:
         return write_runs(node, runs)
-    errors: list[BlocklayerError | None] = []
-    for offset, vector in runs:
-        try:
-            node.writev(offset, vector)
-            errors.append(None)
-        except BlocklayerError as error:
-            errors.append(error)
-    return errors
+    return node.write_each(runs)
 
 
 def _piece_size(node: FormatNode) -> int:

@@ -46,6 +46,9 @@ NONE: Final = "none"
 Mapped: TypeAlias = "tuple[int, int, Node | None, int]"
 """(kind, length, child, host offset): child and host offset matter for DATA alone."""
 
+Span: TypeAlias = "tuple[int, Vector]"
+"""An offset, and the memory that is read into or written from there."""
+
 Lookup: TypeAlias = "Callable[[int, int], int]"
 """(offset, length) -> host offset, or -1 where the inline path must not go."""
 
@@ -119,6 +122,14 @@ class Node:
         """Write `vector` at `offset`. Raises `IoError`."""
         raise NotImplementedError
 
+    def read_each(self, requests: Sequence[Span]) -> list[BlocklayerError | None]:
+        """Read many; each one's own error. Storage that is far away has them all in flight."""
+        return [_attempt(self.readv, offset, vector) for offset, vector in requests]
+
+    def write_each(self, requests: Sequence[Span]) -> list[BlocklayerError | None]:
+        """Write many that do not overlap, in the same way."""
+        return [_attempt(self.writev, offset, vector) for offset, vector in requests]
+
     def zero(self, offset: int, length: int, flags: int = 0) -> None:
         """Make the range read as zeroes cheaply; `NotSupported` where only writing can."""
         raise NotSupported(f"{self.driver} cannot zero without writing")
@@ -189,6 +200,16 @@ class Node:
     def info(self) -> dict[str, Any]:
         """What `info` shows of this node beyond the common fields."""
         return {}
+
+
+def _attempt(
+    action: Callable[[int, Vector], None], offset: int, vector: Vector
+) -> BlocklayerError | None:
+    try:
+        action(offset, vector)
+    except BlocklayerError as error:
+        return error
+    return None
 
 
 class WritePlan:

@@ -132,6 +132,11 @@ class CountingDisk(Disk):
         """As `Disk.read_many`."""
         return [self.read(offset, length) for offset, length in requests]
 
+    def read_each(self, requests: Sequence[tuple[int, memoryview]]) -> None:
+        """As `Disk.read_each`."""
+        for offset, view in requests:
+            self.read_into(offset, view)
+
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """As `Disk.write`."""
         with self._counted(WRITE, offset, len(byte_view(data))):

@@ -34,8 +34,10 @@ def run_batch(disk: Disk, requests: Sequence[Request]) -> int:
     merged = 0
     for phase in phases(requests):
         writes = [request for request in phase if request.kind == WRITE]
-        others = [request for request in phase if request.kind != WRITE]
+        reads = [request for request in phase if request.kind == READ]
+        others = [request for request in phase if request.kind not in (READ, WRITE)]
         merged += _run_writes(disk, writes)
+        _run_reads(disk, reads)
         for request in others:
             _run_one(disk, request)
         durable = [r for r in phase if r.error is None and _must_last(disk, r)]
@@ -68,16 +70,20 @@ def _run_one(disk: Disk, request: Request) -> None:
         request.error = attempt(action, disk, request)
 
 
-def _read(disk: Disk, request: Request) -> None:
-    disk.check_range("read", request.offset, request.length)
-    view = request.view
-    buffer = bytearray(request.length) if view is None else None
-    if buffer is not None:
-        view = memoryview(buffer)
-    if request.length and view is not None:
-        disk.node.readv(request.offset, [view])
-    if buffer is not None:
-        request.result = bytes(buffer)
+def _run_reads(disk: Disk, requests: list[Request]) -> None:
+    """All together: far away they are in flight at the same time."""
+    valid: list[tuple[Request, memoryview]] = []
+    for request in requests:
+        request.error = attempt(disk.check_range, "read", request.offset, request.length)
+        if request.error is None:
+            view = request.view
+            valid.append((request, memoryview(bytearray(request.length)) if view is None else view))
+    spans = [(request.offset, [view]) for request, view in valid if request.length]
+    errors = iter(disk.node.read_each(spans) if spans else ())
+    for request, view in valid:
+        request.error = next(errors) if request.length else None
+        if request.error is None and request.view is None:
+            request.result = bytes(view)
 
 
 def _write_zeroes(disk: Disk, request: Request) -> None:
@@ -100,7 +106,6 @@ def _flush(disk: Disk, request: Request) -> None:
 
 
 _ACTIONS: dict[str, Callable[[Disk, Request], None]] = {
-    READ: _read,
     WRITE_ZEROES: _write_zeroes,
     DISCARD: _discard,
     FLUSH: _flush,

@@ -14,13 +14,19 @@ from contextlib import contextmanager
 
 from blocklayer.base.align import align_up
 from blocklayer.base.buffers import Vector, vector_length, zero_vector
-from blocklayer.base.errors import InvalidArgument, IoError, NotSupported, OutOfRange
+from blocklayer.base.errors import (
+    BlocklayerError,
+    InvalidArgument,
+    IoError,
+    NotSupported,
+    OutOfRange,
+)
 from blocklayer.base.extent import DATA
 from blocklayer.base.options import OptionTree
 from blocklayer.base.units import SECTOR, parse_size
 from blocklayer.core import drivers
 from blocklayer.core.drivers import FORMAT, CreateOption, Driver
-from blocklayer.core.node import FormatNode, Inline, Mapped, Node, WritePlan
+from blocklayer.core.node import FormatNode, Inline, Mapped, Node, Span, WritePlan
 from blocklayer.core.opening import Opener
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -82,6 +88,19 @@ class RawNode(FormatNode):
         """Write, unless it would turn an image of guessed format into one of another format."""
         with self._guarded(offset, vector):
             super().writev(offset, vector)
+
+    def read_each(self, requests: Sequence[Span]) -> list[BlocklayerError | None]:
+        """All at once from the file, unless somebody listens to what is read."""
+        if self.sink is not None:
+            return super().read_each(requests)
+        return self.file.read_each([(offset + self._offset, v) for offset, v in requests])
+
+    def write_each(self, requests: Sequence[Span]) -> list[BlocklayerError | None]:
+        """All at once to the file, unless somebody listens, or the first sector is guarded."""
+        guarded = self.probed and any(o < drivers.PROBE_LENGTH for o, _ in requests)
+        if guarded or self.sink is not None:
+            return super().write_each(requests)
+        return self.file.write_each([(offset + self._offset, v) for offset, v in requests])
 
     def zero(self, offset: int, length: int, flags: int = 0) -> None:
         """Zero; a zero is a part of some signatures."""

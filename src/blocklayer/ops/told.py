@@ -7,6 +7,8 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
+from blocklayer.core.opening import is_export
+
 
 @contextlib.contextmanager
 def told(state: str | Callable[[], str]) -> Iterator[None]:
@@ -20,7 +22,7 @@ def told(state: str | Callable[[], str]) -> Iterator[None]:
 
 def tell_of_target(error: BaseException, target: str) -> None:
     """A copy failed half way, and what was made for it has been removed, if it could be."""
-    if os.path.lexists(target):
+    if os.path.lexists(target) or is_export(target):
         error.add_note(f"'{target}' holds a part of the copy only: do not use it")
     else:
         error.add_note(f"'{target}' was not complete, and has been removed")

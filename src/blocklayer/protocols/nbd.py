@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable, Sequence
 
 from blocklayer.base.align import align_down
 from blocklayer.base.buffers import Vector, fill_zero, slice_vector, vector_length
 from blocklayer.base.errors import (
+    BlocklayerError,
     IoError,
     NotSupported,
     OpenError,
@@ -24,8 +26,8 @@ from blocklayer.base.extent import BACKING, DATA, ZERO
 from blocklayer.base.options import OptionTree
 from blocklayer.base.units import GiB, MiB
 from blocklayer.core.drivers import PROTOCOL, Driver
-from blocklayer.core.node import ALLOCATE, EMULATE, NATIVE, NO_FALLBACK, UNMAP, Mapped, Node
-from blocklayer.core.opening import Opener
+from blocklayer.core.node import ALLOCATE, EMULATE, NATIVE, NO_FALLBACK, UNMAP, Mapped, Node, Span
+from blocklayer.core.opening import Opener, OpenFlags
 from blocklayer.nbd import wire
 from blocklayer.nbd.client import Client
 from blocklayer.nbd.client_command import Command
@@ -59,9 +61,11 @@ class NbdNode(Node):
 
     driver = "nbd"
 
-    def __init__(self, client: Client, filename: str, *, read_only: bool, context: str) -> None:
+    def __init__(self, client: Client, filename: str, flags: OpenFlags, *, context: str) -> None:
+        read_only = flags.read_only
         super().__init__(filename, read_only=read_only)
         self.client = client
+        self._no_flush = flags.cache.no_flush
         agreement, info = client.agreement, client.agreement.info
         if agreement.has(wire.FLAG_READ_ONLY) and not read_only:
             raise OpenError(
@@ -105,6 +109,34 @@ class NbdNode(Node):
         length = vector_length(vector)
         self._require_inside("write", offset, length)
         self._change(self._transfers(wire.CMD_WRITE, offset, vector, length))
+
+    def read_each(self, requests: Sequence[Span]) -> list[BlocklayerError | None]:
+        """All in flight at the same time."""
+        return self._each(wire.CMD_READ, requests)
+
+    def write_each(self, requests: Sequence[Span]) -> list[BlocklayerError | None]:
+        """All in flight at the same time."""
+        return self._each(wire.CMD_WRITE, requests)
+
+    def _each(self, kind: int, requests: Sequence[Span]) -> list[BlocklayerError | None]:
+        spans = [(offset, vector, vector_length(vector)) for offset, vector in requests]
+        if any(offset + length > self.size for offset, _, length in spans):
+            # What lies behind the end of the export is told request by request.
+            one_by_one = super().read_each if kind == wire.CMD_READ else super().write_each
+            return one_by_one(requests)
+        shares = [self._transfers(kind, *span) for span in spans]
+        commands = [command for share in shares for command in share]
+        try:
+            if kind == wire.CMD_READ:
+                self.client.run(commands)
+            else:
+                self._run_changing(commands)
+        except (RemoteError, ProtocolError) as error:
+            return [self._unreachable(share[0], error) for share in shares]
+        return [self._first_failure(share) for share in shares]
+
+    def _first_failure(self, commands: Sequence[Command]) -> BlocklayerError | None:
+        return next((self._failure(command) for command in commands if command.error), None)
 
     def _transfers(self, kind: int, offset: int, vector: Vector, length: int) -> list[Command]:
         piece = self._piece
@@ -167,33 +199,40 @@ class NbdNode(Node):
 
     def flush(self) -> None:
         """Have the server flush. A server that does not offer it has nothing to flush."""
-        if not self.read_only and self.client.agreement.has(wire.FLAG_SEND_FLUSH):
+        if self.read_only or self._no_flush:
+            return
+        if self.client.agreement.has(wire.FLAG_SEND_FLUSH):
             self._run([Command(wire.CMD_FLUSH)])
 
     # --- commands -------------------------------------------------------------------------------
 
     def _change(self, commands: list[Command]) -> None:
-        """Run commands that change neighbouring bytes."""
+        """Run commands that change bytes; the first failure is raised."""
+        self._run(commands, self._run_changing)
+
+    def _run_changing(self, commands: list[Command]) -> None:
         status = self._status
-        if status is None:
-            self._run(commands)
+        if status is None or not commands:
+            self.client.run(commands)
             return
-        start = commands[0].offset
-        length = commands[-1].offset + commands[-1].length - start
+        start = min(command.offset for command in commands)
+        length = max(command.offset + command.length for command in commands) - start
         try:
             status.change(start, length)
-            self._run(commands)
+            self.client.run(commands)
         finally:
             status.change(start, length)
 
-    def _run(self, commands: list[Command]) -> None:
+    def _run(
+        self, commands: list[Command], run: Callable[[list[Command]], None] | None = None
+    ) -> None:
         try:
-            self.client.run(commands)
+            (run or self.client.run)(commands)
         except (RemoteError, ProtocolError) as error:
             raise self._unreachable(commands[0], error) from error
-        for command in commands:
-            if command.error:
-                raise self._failure(command)
+        failure = self._first_failure(commands)
+        if failure is not None:
+            raise failure
 
     def _unreachable(self, command: Command, error: RemoteError | ProtocolError) -> IoError:
         return IoError(str(error), self.filename, errno.EIO, *self._place(command))
@@ -277,7 +316,7 @@ def _open(opener: Opener, options: OptionTree) -> Node:
     except (RemoteError, ProtocolError) as error:
         raise OpenError(str(error), filename, error.errno) from error
     try:
-        node = NbdNode(client, filename, read_only=opener.flags.read_only, context=wanted.context)
+        node = NbdNode(client, filename, opener.flags, context=wanted.context)
         if wanted.context != wire.BASE_ALLOCATION and not node.has_status:
             raise OpenError(
                 f"Server does not have metadata context '{wanted.context}'", filename, errno.EINVAL
