@@ -65,6 +65,22 @@ def test_the_verdict_is_that_of_the_bytes(tmp_path: Path, rng: random.Random) ->
                     assert compare(one, two) == expected(one, two)
 
 
+@pytest.mark.parametrize("size", [512, 2 * MiB - 512, 2 * MiB, 2 * MiB + 512])
+def test_many_small_extents(tmp_path: Path, size: int) -> None:
+    """As many loads as there can be of what one thread reads, and of what two do."""
+    small: dict[str, Any] = {"cluster_size": 4096, "table_size": 1}
+    pair = [tmp_path / "one", tmp_path / "two"]
+    for path in pair:
+        blocklayer.create(path, format="qed", size=size, **small)
+        with blocklayer.open(path, mode="r+") as disk:
+            for offset in range(0, size, 8192):
+                disk.write(offset, b"x" * min(4096, size - offset))
+    assert blocklayer.compare(*pair).identical
+    with blocklayer.open(pair[1], mode="r+") as disk:
+        disk.write(size - 1, b"y")
+    assert blocklayer.compare(*pair).offset == size - 512
+
+
 def test_every_sector_of_a_difference(tmp_path: Path) -> None:
     """In two pieces of data, in data against zeroes, and behind the end of the shorter disk."""
     size = 4 * MiB + 2048

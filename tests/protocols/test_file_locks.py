@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux has these
 SIZE = 4 << 20
 WRITER_BYTES = {100, 101, 103, 201, 203}
 READER_BYTES = {100, 201, 203}
-EXCLUSIVE = LockMode(used=Permission.CONSISTENT_READ, shared=Permission(0))
+EXCLUSIVE = LockMode(used=Permission.CONSISTENT_READ, shared=0)
 """Shares nothing: what a mirror's target does, and more."""
 
 
@@ -111,7 +111,7 @@ def test_linux_has_them() -> None:
         (WRITER, WRITER_BYTES),
         (FORCE_SHARE, {100}),
         (EXCLUSIVE, {100, 200, 201, 202, 203}),
-        (LockMode(used=Permission(0), shared=~Permission(0)), set()),
+        (LockMode(used=0, shared=~0), set()),
     ],
 )
 def test_a_mode_locks_its_bytes(image: Path, mode: LockMode, offsets: set[int]) -> None:
@@ -167,11 +167,11 @@ def test_modes_that_share(image: Path, first: LockMode, second: LockMode) -> Non
         (FORCE_SHARE, EXCLUSIVE, 'Failed to get shared "consistent read" lock'),
         (
             EXCLUSIVE,
-            LockMode(used=Permission.WRITE_UNCHANGED, shared=~Permission(0)),
+            LockMode(used=Permission.WRITE_UNCHANGED, shared=~0),
             'Failed to get "write unchanged" lock',
         ),
         (
-            LockMode(used=Permission.RESIZE, shared=~Permission(0)),
+            LockMode(used=Permission.RESIZE, shared=~0),
             READER,
             'Failed to get shared "resize" lock',
         ),

@@ -229,7 +229,7 @@ class _Stopped(Exception):
 
 def copy(source: Source, target: Disk, options: CopyOptions, reporter: Reporter) -> CopyResult:
     """Copy everything of `source`; what lies behind it in a longer target is not touched."""
-    if isinstance(source, Disk) and _may_share(options):
+    if isinstance(source, Disk) and source.size >= PIECE and _may_share(options):
         from blocklayer.core.copy_by_sharing import copy_by_sharing
 
         result = copy_by_sharing(source, target, options, reporter)

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from queue import Empty, SimpleQueue
 
 from blocklayer.base.align import align_down
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
 from blocklayer.base.units import SECTOR, MiB
 from blocklayer.core.disk import Disk
+
+TYPE_CHECKING = False  # importing what is around these costs start-up time
+if TYPE_CHECKING:
+    from queue import Empty, SimpleQueue
+else:
+    from _queue import Empty, SimpleQueue
 
 PIECE = 2 * MiB
 BUFFERS = 4
@@ -78,21 +83,22 @@ class _Comparison:
             self._free.put(None)  # made when it is needed
 
     def run(self) -> tuple[int | None, str | None]:
+        if self._length <= PIECE:
+            # A load or two: starting a thread for that costs more than it saves.
+            return self._compare_all(self._filled_loads())
         reader = threading.Thread(target=self._read_all, name="blocklayer-compare", daemon=True)
         reader.start()
         try:
-            return self._compare_all()
+            return self._compare_all(self._handed_over())
         finally:
             self._stop.set()
             reader.join()
 
     # --- the caller's thread --------------------------------------------------------------------
 
-    def _compare_all(self) -> tuple[int | None, str | None]:
+    def _compare_all(self, loads: Iterator[_Load]) -> tuple[int | None, str | None]:
         ours = bytearray()
-        while (load := self._next()) is not None:
-            if isinstance(load, BaseException):
-                raise load
+        for load in loads:
             if load.buffer is not None:
                 ours = ours or bytearray(PIECE)
                 view = memoryview(ours)
@@ -106,6 +112,13 @@ class _Comparison:
                 return load.mismatch, STATUS
         return None, None
 
+    def _handed_over(self) -> Iterator[_Load]:
+        """What the other thread has read."""
+        while (load := self._next()) is not None:
+            if isinstance(load, BaseException):
+                raise load
+            yield load
+
     def _next(self) -> _Load | BaseException | None:
         while True:
             try:
@@ -117,20 +130,25 @@ class _Comparison:
 
     def _read_all(self) -> None:
         try:
-            for load in self._loads():
-                if self._stop.is_set():
-                    return
-                if load.filled:
-                    load.buffer = self._next_buffer()
-                    view = memoryview(load.buffer)
-                    for offset, length, start in load.runs:
-                        self._two.read_into(offset, view[start : start + length])
+            for load in self._filled_loads():
                 self._ready.put(load)
             self._ready.put(None)
         except _Stopped:
             return
         except BaseException as error:
             self._ready.put(error)
+
+    def _filled_loads(self) -> Iterator[_Load]:
+        """Loads with what the second disk has."""
+        for load in self._loads():
+            if self._stop.is_set():
+                raise _Stopped
+            if load.filled:
+                load.buffer = self._next_buffer()
+                view = memoryview(load.buffer)
+                for offset, length, start in load.runs:
+                    self._two.read_into(offset, view[start : start + length])
+            yield load
 
     def _next_buffer(self) -> bytearray:
         while not self._stop.is_set():

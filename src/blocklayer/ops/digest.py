@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 from blocklayer.base.buffers import ZERO_CHUNK, ZEROES, is_zero
 from blocklayer.base.errors import InvalidArgument
@@ -26,9 +26,21 @@ from blocklayer.ops.open_image import open_disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from concurrent.futures import Executor
+    from typing import Any, Protocol, TypeVar
 
     from blocklayer.core.trust import Trust
+
+    T_co = TypeVar("T_co", covariant=True)
+
+    class Task(Protocol[T_co]):
+        """Something that a thread does, or has done: a `Future`."""
+
+        def result(self) -> T_co:
+            """What came of it."""
+
+        def cancel(self) -> object:
+            """Nobody waits for it any more."""
 
     class Source(Protocol):
         """What is hashed: a disk, or a part of one."""
@@ -131,8 +143,8 @@ def tree_digest(source: Source, algorithm: str, threads: int, reporter: Reporter
     """The digest of `source`; `reporter` is told of every byte, holes included."""
     hasher = Hasher(algorithm)
     tree = Tree(hasher)
-    with ThreadPoolExecutor(threads, thread_name_prefix="blocklayer-digest") as pool:
-        waiting: deque[tuple[int, Future[bytes]]] = deque()
+    with _workers(threads, source.size) as pool:
+        waiting: deque[tuple[int, Task[bytes]]] = deque()
         try:
             for start, length, zero in pieces(source, reporter):
                 if not zero:
@@ -150,7 +162,38 @@ def tree_digest(source: Source, algorithm: str, threads: int, reporter: Reporter
     return hasher.root(source.size, tree.root())
 
 
-def _take(tree: Tree, waiting: deque[tuple[int, Future[bytes]]], reporter: Reporter) -> None:
+class _Done:
+    """What was done at once."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def result(self) -> Any:
+        """There is nothing to wait for."""
+        return self._value
+
+    def cancel(self) -> None:
+        """It is too late."""
+
+
+class _Caller:
+    """Does what it is given at once."""
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> _Done:
+        """As threads are given work."""
+        return _Done(function(*arguments))
+
+
+def _workers(threads: int, size: int) -> AbstractContextManager[Executor | _Caller]:
+    """Who reads and hashes `size` bytes: for a piece or two no threads are started, or imported."""
+    if size <= 2 * PIECE:
+        return nullcontext(_Caller())
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(threads, thread_name_prefix="blocklayer-digest")
+
+
+def _take(tree: Tree, waiting: deque[tuple[int, Task[bytes]]], reporter: Reporter) -> None:
     length, future = waiting[0]
     tree.add(PIECE_LEVEL, future.result())
     waiting.popleft()
@@ -286,8 +329,8 @@ def flat_digest(source: Source, algorithm: str, threads: int, reporter: Reporter
             source.read_into(start, view)
         return buffer
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="blocklayer-digest") as pool:
-        waiting: deque[Future[bytearray]] = deque()
+    with _workers(threads, source.size) as pool:
+        waiting: deque[Task[bytearray]] = deque()
 
         def take() -> None:
             data = waiting[0].result()

@@ -46,7 +46,6 @@ are refused, where qemu-io would let both go ahead.
 
 from __future__ import annotations
 
-import enum
 import errno
 import functools
 import os
@@ -79,8 +78,11 @@ _REFUSALS = (errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 """What file systems answer that have no locks, or whose lock server is away."""
 
 
-class Permission(enum.IntFlag):
-    """What one may do with an image; a bit's number is its place in the locked bytes."""
+class Permission:
+    """What one may do with an image; a bit's number is its place in the locked bytes.
+
+    Plain numbers: every command locks files, and importing enum takes longer than that.
+    """
 
     CONSISTENT_READ = 1
     """Read, and rely on what is read."""
@@ -90,26 +92,24 @@ class Permission(enum.IntFlag):
     """Write what reads the same afterwards, as copy-on-read does."""
     RESIZE = 8
 
-    @property
-    def label(self) -> str:
-        """QEMU's name of a single permission."""
-        return str(self.name).lower().replace("_", " ")
 
+_LABELS = ("consistent read", "write", "write unchanged", "resize")
+"""QEMU's names, by the number of the bit."""
 
-_ALL = Permission(15)
+_ALL = 15
 
 
 class LockMode(Record, frozen=True):
     """What an open image is used for, and what others may use it for meanwhile."""
 
-    used: Permission
-    shared: Permission
+    used: int
+    shared: int
 
     @property
     def offsets(self) -> frozenset[int]:
         """The bytes to lock."""
-        used = [_USED + _bit(permission) for permission in self.used]
-        unshared = [_UNSHARED + _bit(permission) for permission in _ALL & ~self.shared]
+        used = [_USED + bit for bit in _bits(self.used)]
+        unshared = [_UNSHARED + bit for bit in _bits(_ALL & ~self.shared)]
         return frozenset(used + unshared)
 
 
@@ -207,8 +207,7 @@ class ImageLock:
         bit = offset - ours
         if _is_locked(self._fd, theirs + bit):
             shared = "shared " if ours == _UNSHARED else ""
-            label = Permission(1 << bit).label
-            raise LockError(f'Failed to get {shared}"{label}" lock', self._filename)
+            raise LockError(f'Failed to get {shared}"{_LABELS[bit]}" lock', self._filename)
 
     def _failure(self, error: OSError) -> BlocklayerError:
         if error.errno in _CONFLICTS:
@@ -235,8 +234,8 @@ def supported() -> bool:
     return True
 
 
-def _bit(permission: Permission) -> int:
-    return int(permission).bit_length() - 1
+def _bits(permissions: int) -> list[int]:
+    return [bit for bit in range(len(_LABELS)) if permissions >> bit & 1]
 
 
 def _flock(fd: int, command: int, kind: int, offset: int) -> int:
