@@ -8,9 +8,11 @@ lookup and one system call, no lock; everything else goes through `core/io`.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from errno import EOPNOTSUPP
 from threading import Lock
 from types import TracebackType
 
@@ -44,6 +46,8 @@ try:
 except ImportError:  # nodes offer no inline path here, so nobody calls them
     pass
 
+
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 VECTOR_MAX = 1024
 """Buffers that one system call takes on every system."""
@@ -93,6 +97,7 @@ class Disk:
         self._read_lookup: Lookup | None = None
         self._write_lookup: Lookup | None = None
         self._descriptor = -1
+        self._nowait = _NOWAIT
         self._refresh_inline()
         node.users.add(self)
 
@@ -270,11 +275,11 @@ class Disk:
             if error is not None:
                 raise error
 
-    def read_inline(self, requests: Sequence[tuple[int, memoryview]], flags: int = 0) -> list[int]:
-        """Fill the views of (offset, view) requests that need nobody but the kernel.
+    def read_inline(self, requests: Sequence[tuple[int, memoryview]]) -> list[int]:
+        """Fill the views of (offset, view) requests that make nobody wait.
 
         The indices of the others: their place is not known in memory, they reach beyond the disk,
-        or, with `flags` of `os.preadv` such as RWF_NOWAIT, their bytes are not in memory.
+        or their bytes have to be fetched from the storage.
         """
         late: list[int] = []
         tracker = self._tracker
@@ -284,15 +289,17 @@ class Disk:
             lookup = self._read_lookup
             if lookup is None or tracker.drained:
                 return list(range(len(requests)))
-            descriptor = self._descriptor
+            descriptor, nowait = self._descriptor, self._nowait
             for offset, view in requests:
                 length = len(view)
                 host = lookup(offset, length)
                 try:
-                    if host < 0 or _preadv(descriptor, (view,), host, flags) != length:
+                    if host < 0 or _preadv(descriptor, (view,), host, nowait) != length:
                         late.append(index)
-                except OSError:
+                except OSError as error:
                     late.append(index)  # whoever tries again meets the same error and says where
+                    if error.errno == EOPNOTSUPP:
+                        self._nowait = nowait = 0  # this file system cannot tell
                 index += 1
         finally:
             tracker.inflight.pop()
@@ -577,6 +584,20 @@ class Disk:
                     self.node.discard(offset, length)
 
         self._run(discard)
+
+    def copy_range(self, descriptor: int, host: int, offset: int, length: int) -> int:
+        """Copy bytes of an open file inside the kernel; how many of the first ones, or 0.
+
+        See `core/kernel_copy`: whoever calls this has another way for the rest.
+        """
+        from blocklayer.core.kernel_copy import copy_range
+
+        def copy() -> int:
+            self.check_write("write", offset, length)
+            with self.recorded(offset, length):
+                return copy_range(self.node, descriptor, host, offset, length)
+
+        return self._run(copy)
 
     def flush(self) -> None:
         """Everything written before survives a power failure when this returns."""

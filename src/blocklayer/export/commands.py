@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 
 from blocklayer.base.buffers import Buffer
-from blocklayer.base.errors import BlocklayerError, IoError, os_reason
+from blocklayer.base.errors import BlocklayerError, FormatError, IoError, os_reason
 from blocklayer.export.export import Export, dirty_runs
 from blocklayer.nbd import wire
 from blocklayer.nbd.server_handshake import EXTENDED, SIMPLE, Choice
@@ -42,7 +42,14 @@ def error_words(operation: str, error: BlocklayerError) -> str:
     """What a client is told: what failed and why, but not the names of our files."""
     if isinstance(error, IoError):
         return f"{operation} failed: {error.reason}"
+    if isinstance(error, FormatError):
+        return f"{operation} failed: the image is damaged"
     return f"{operation} failed: {os_reason(error)}"
+
+
+def error_code(error: BlocklayerError) -> int:
+    """The protocol's number; an image that is damaged is no fault of the client's request."""
+    return wire.EIO if isinstance(error, FormatError) else wire.wire_error(error.errno)
 
 
 class Commands:
@@ -305,13 +312,13 @@ class Commands:
         return self._replies.error(cookie, offset, *refusal)
 
     def _failure(self, name: str, cookie: int, offset: int, error: BlocklayerError) -> bytes:
-        code = wire.wire_error(error.errno)
+        code = error_code(error)
         return self._replies.error(cookie, offset, code, error_words(name, error))
 
     def _failure_at(
         self, name: str, cookie: int, offset: int, error: BlocklayerError, place: int
     ) -> bytes:
-        code = wire.wire_error(error.errno)
+        code = error_code(error)
         return self._replies.error_at(cookie, offset, code, error_words(name, error), place)
 
     def _flush(self, item: Item) -> bytes:

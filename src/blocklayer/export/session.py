@@ -13,14 +13,13 @@ ordering), except that what is written is in place when it is answered.
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 
 from blocklayer.base.buffers import Buffer
 from blocklayer.base.errors import BlocklayerError
 from blocklayer.export.channel import Channel
-from blocklayer.export.commands import Commands, error_words
+from blocklayer.export.commands import Commands, error_code, error_words
 from blocklayer.export.export import Export
 from blocklayer.export.offload import Offload
 from blocklayer.export.zero_copy import ZERO_COPY_MIN, ZeroCopyRead, is_worth_it
@@ -31,13 +30,14 @@ from blocklayer.nbd.server_transmission import LARGE, PIECE, Item, Replies, Requ
 ARENA = 1024 * 1024
 """Bytes of answers that are put together before they are sent."""
 
+WRITES_AT_ONCE = 8
+"""Small writes that are answered together: the client goes on while the next ones are done."""
+
 SLOW_SECONDS = 0.001
 """A read that takes longer has waited for the storage, and the next ones will, too."""
 
 SLOW_RUN = 64
 """Reads after a slow one that are given to threads."""
-
-_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 _READ, _WRITE = wire.CMD_READ, wire.CMD_WRITE
 
@@ -63,7 +63,6 @@ class Session:
         self._inline_max = ZERO_COPY_MIN - 1
         self._read_flags = wire.CMD_FLAG_FUA | (0 if self._simple else wire.CMD_FLAG_DF)
         self._slow_run = 0
-        self._nowait = _NOWAIT
         self._large: _LargeWrite | None = None
         self.problem = ""
 
@@ -119,6 +118,9 @@ class Session:
                 taken.append(item)
             elif command == _WRITE:
                 writes.append(item)
+                if len(writes) == WRITES_AT_ONCE:
+                    self._finish_writes(writes)
+                    writes = []
             elif command == wire.CMD_DISC:
                 self._finish_reads(reads, taken, position)
                 self._finish_writes(writes)
@@ -172,7 +174,7 @@ class Session:
         """Fill the arena, and send it; `end` is behind the last answer in it."""
         if not reads:
             return
-        late = self._disk.read_inline(reads, self._nowait)
+        late = self._disk.read_inline(reads)
         stats = self._export.stats
         stats.requests[_READ] += len(reads) - len(late)
         if not late:
@@ -250,7 +252,7 @@ class Session:
             try:
                 self._disk.write(offset, view)
             except BlocklayerError as error:
-                large.refusal = (wire.wire_error(error.errno), error_words("write", error))
+                large.refusal = (error_code(error), error_words("write", error))
         if left:
             return
         self._large = None

@@ -32,7 +32,7 @@ from blocklayer.base.errors import (
 )
 from blocklayer.base.extent import BACKING, DATA, ZERO
 from blocklayer.base.options import OptionTree
-from blocklayer.base.units import INT64_MAX, SECTOR
+from blocklayer.base.units import INT64_MAX, SECTOR, MiB
 from blocklayer.core import io as core_io
 from blocklayer.core.checking import CheckResult, Repair
 from blocklayer.core.drivers import FORMAT, Driver
@@ -70,6 +70,9 @@ _ALIKE = {
     entry: array("Q", [entry] * SLICE_ENTRIES).tobytes() for entry in (UNALLOCATED, ZERO_CLUSTER)
 }
 """Slices whose entries are all the same."""
+
+INLINE_RUN_MAX = 2 * MiB
+"""Bytes of a request over clusters in a row that takes the inline path: bounds the look at them."""
 
 NEW_SLICES_MAX = 2048
 """Slices of new tables (4 KiB each) that wait in memory for the flush that they share."""
@@ -339,6 +342,19 @@ class QedNode(FormatNode):
                 if within + length <= cluster_size:
                     entry = entries[(offset >> cluster_bits) & slice_mask]
                     if first <= entry < self.file_end and not entry & cluster_mask:
+                        return entry + within
+                elif length <= INLINE_RUN_MAX:
+                    index = (offset >> cluster_bits) & slice_mask
+                    run = entries[index : index + ((within + length - 1) >> cluster_bits) + 1]
+                    entry = run[0]
+                    end = entry + len(run) * cluster_size
+                    if (
+                        within + length <= end - entry  # the run does not leave the slice
+                        and first <= entry
+                        and end <= self.file_end
+                        and not entry & cluster_mask
+                        and run == array("Q", range(entry, end, cluster_size))
+                    ):
                         return entry + within
             return -1
 
