@@ -29,7 +29,7 @@ from blocklayer.jobs.errors import JobCancelled, WrongState, job_error
 from blocklayer.jobs.job import IGNORE, REPORT, Job, check_policy
 from blocklayer.jobs.mirror_engine import READ, Engine, IoFailed, Moved
 from blocklayer.jobs.mirror_filter import MirrorFilter
-from blocklayer.jobs.workers import Workers
+from blocklayer.jobs.workers import EarlyFlush, Workers
 
 if TYPE_CHECKING:
     from blocklayer.core.graph import Graph
@@ -48,6 +48,9 @@ STEP_BYTES = 2 * MiB
 
 STEP_SPAN = 8 * MiB
 """Steps collect small dirty runs that lie near each other."""
+
+FLUSH_BYTES = 64 * MiB
+"""Data after which the target is flushed while the copy goes on."""
 
 WORKERS = 4
 """Steps in flight; more only make the same two memory buses wait for each other."""
@@ -128,6 +131,7 @@ class MirrorJob(Job):
         self._workers: Workers[_Step] = Workers(
             f"blocklayer-{self.id}", workers, step, self._take_step
         )
+        self._early = EarlyFlush(f"blocklayer-{self.id}-flush", FLUSH_BYTES, self.target.flush)
         busy = f"block device is in use by block job: {self.type}"
         for node in (self.source, target):
             graph.block(node, self, busy)
@@ -351,6 +355,7 @@ class MirrorJob(Job):
             with self._counting:
                 self._moving -= step.length
                 self._current += moved.data + moved.zero
+                self._early.written(moved.data)
             with self.changed:
                 self.limit.account(moved.data)
 
@@ -451,8 +456,9 @@ class MirrorJob(Job):
 
     def clean(self) -> None:
         """Let go of the target and of the names."""
-        if hasattr(self, "_workers"):
+        if hasattr(self, "_early"):
             self._workers.close()
+            self._early.wait()
         self.graph.unblock(self)
         if hasattr(self, "target"):
             self.target.close()

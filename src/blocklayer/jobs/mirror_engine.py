@@ -22,6 +22,7 @@ from blocklayer.base.units import KiB, MiB
 from blocklayer.core.bitmap import Bitmap
 from blocklayer.core.copy import find_zeroes
 from blocklayer.core.disk import Disk
+from blocklayer.core.kernel_copy import copy_in_kernel
 from blocklayer.core.mapping import reads_as_zero, row_batches
 from blocklayer.core.node import ALLOCATE, UNMAP, Node
 from blocklayer.core.requests import RangeLock
@@ -32,6 +33,9 @@ BLOCK = 4 * KiB
 
 EMULATED_ZERO_MAX = 16 * MiB
 """Zeroes that have to be written are written in pieces between which the job can be stopped."""
+
+KERNEL_MIN = 64 * KiB
+"""What is shorter is as fast with a buffer."""
 
 READ, WRITE = "read", "write"
 
@@ -109,8 +113,26 @@ class Engine:
                     elif is_zero:
                         self._write_zero(position, size, moved, unmap=self.unmap)
                     else:
-                        load.read(position, size, known_zero)
+                        done = self._copy_in_kernel(position, size, moved, known_zero)
+                        load.read(position + done, size - done, known_zero)
         load.write()
+
+    def _copy_in_kernel(self, offset: int, length: int, moved: Moved, known_zero: bool) -> int:
+        """Bytes at the start of a range that needed no buffer; errors are the slower way's."""
+        done = 0
+        while length - done >= KERNEL_MIN:
+            self.zero.clear(offset + done, length - done)
+            try:
+                count = copy_in_kernel(self.source, self.target, offset + done, length - done)
+            except BlocklayerError:
+                break
+            if not count:
+                break
+            done += count
+        if known_zero and done < length:
+            self.zero.set(offset + done, length - done)  # nothing was written there
+        moved.data += done
+        return done
 
     def _pieces(
         self, offset: int, length: int, known_zero: bool

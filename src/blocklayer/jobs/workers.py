@@ -8,6 +8,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+from blocklayer.base.errors import BlocklayerError
+
 Step = TypeVar("Step")
 
 
@@ -71,3 +73,38 @@ class Workers(Generic[Step]):
         for thread in self._threads:
             thread.join()
         self._threads.clear()
+
+
+class EarlyFlush:
+    """Has what is written brought to stable storage while more of it comes.
+
+    So the flush at the end has little left to do. Errors are left to that one: what could not be
+    written once fails every later flush.
+    """
+
+    def __init__(self, name: str, every: int, flush: Callable[[], None]) -> None:
+        self._name = name
+        self._every = every
+        self._flush = flush
+        self._written = 0
+        self._thread: threading.Thread | None = None
+
+    def written(self, amount: int) -> None:
+        """So many bytes more; only one thread calls this at a time."""
+        self._written += amount
+        busy = self._thread is not None and self._thread.is_alive()
+        if self._written >= self._every and not busy:
+            self._written = 0
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._flush()
+        except BlocklayerError:
+            return
+
+    def wait(self) -> None:
+        """Wait for a flush that is on its way."""
+        if self._thread is not None:
+            self._thread.join()
