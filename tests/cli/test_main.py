@@ -134,6 +134,9 @@ def test_traces(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert all(" qed_l2_" in line for line in lines)
     assert main(["info", "--trace=qed_*,colour=red", str(image)]) == 1
     assert capsys.readouterr().err == "blk: Invalid parameter 'colour'\n"
+    patterns.write_bytes(b"\xff\xfe")
+    assert main(["info", f"--trace=events={patterns}", str(image)]) == 1
+    assert "Could not read events" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("format", "ability"), [("qed", "native"), ("raw", "native")])

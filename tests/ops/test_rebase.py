@@ -305,3 +305,38 @@ def test_without_permission(
     with as_nobody():
         blocklayer.rebase(top.path, None)
     assert content(top.path) == top.content
+
+
+def test_onto_an_image_that_somebody_writes_to(tmp_path: Path, rng: random.Random) -> None:
+    """With `force_share`, as with qemu-img's -U: what lies below the overlay now is not meant."""
+    old = base(tmp_path / "old", 100 * KiB, rng, "qed")
+    new = base(tmp_path / "new", 100 * KiB, rng, "qed")
+    top = overlay(tmp_path / "top", old, rng)
+    with blocklayer.open(new.path, mode="r+"):
+        with unchanged(tmp_path), pytest.raises(OpenError, match="another process"):
+            blocklayer.rebase(top.path, new.path, backing_format=new.format)
+        blocklayer.rebase(top.path, new.path, backing_format=new.format, force_share=True)
+    assert content(top.path) == top.content
+    with (
+        blocklayer.open(old.path, mode="r+"),
+        blocklayer.open(new.path, mode="r+"),
+        pytest.raises(OpenError, match="another process"),
+    ):
+        blocklayer.rebase(top.path, old.path, backing_format=old.format, force_share=True)
+
+
+@needs("qemu-img", "qemu-io")
+def test_the_command_onto_an_image_that_somebody_writes_to(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    from blocklayer.cli.main import main
+
+    old = base(tmp_path / "old", 100 * KiB, rng, "qed")
+    new = base(tmp_path / "new", 100 * KiB, rng, "qed")
+    words = ["rebase", "-U", "-b", str(new.path), "-F", "qed"]
+    for rebase in (qemu.img, lambda *line: main([*line])):
+        top = overlay(tmp_path / "top", old, rng)
+        with blocklayer.open(new.path, mode="r+"):
+            rebase(*words, str(top.path))
+        assert content(top.path) == top.content
+        assert blocklayer.info(top.path).backing_filename == str(new.path)

@@ -85,6 +85,7 @@ def run(arguments: Arguments) -> int:
                 unsafe=unsafe,
                 cache=cache,
                 source_cache=source_cache,
+                force_share="force-share" in arguments,
                 trust=trust_argument(arguments),
                 progress=running.report,
                 cancel=running.cancel,

@@ -49,6 +49,9 @@ def _parse(specification: str) -> tuple[list[str], str | None]:
 
 def _read_patterns(filename: str) -> list[str]:
     """One pattern a line; # begins a comment."""
-    with open(filename, encoding="utf-8") as file:
-        lines = [line.strip() for line in file]
+    try:
+        with open(filename, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except ValueError as error:
+        raise Failure(f"Could not read events from '{filename}': {error}") from None
     return [line for line in lines if line and not line.startswith("#")]

@@ -33,6 +33,7 @@ def rebase(
     unsafe: bool = False,
     cache: str = "writeback",
     source_cache: str = "writeback",
+    force_share: bool = False,
     trust: Trust | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelToken | None = None,
@@ -41,7 +42,8 @@ def rebase(
 
     Clusters in which the old and the new backing file differ are copied into the image first, and
     are durable before the name changes. `unsafe` only changes the name: right if the backing file
-    was renamed or moved, and wrong otherwise. `trust` is for an image that somebody else made: what
+    was renamed or moved, and wrong otherwise. `force_share` reads the new backing file although
+    somebody else writes to it. `trust` is for an image that somebody else made: what
     it may ask for now; the new backing file is the caller's own.
     """
     wanted = os.fspath(backing) if backing else None
@@ -56,7 +58,9 @@ def rebase(
             if wanted is not None and not unsafe:
                 path = backing_path(node.filename, wanted)
                 below = stack.enter_context(
-                    open_disk(path, format=backing_format, cache=source_cache)
+                    open_disk(
+                        path, format=backing_format, cache=source_cache, force_share=force_share
+                    )
                 )
                 backing_format = backing_format or below.format
             if not unsafe:
