@@ -399,3 +399,20 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["map", "--allow", "size=1k", str(good)]) == 1
     assert main(["map", "--untrusted", "--allow", "siez=1k", str(good)]) == 1
     assert "Invalid limit 'siez'" in capsys.readouterr().err
+
+
+def test_names_cannot_move_a_terminal_s_cursor(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor forge lines, where images are not trusted."""
+    from blocklayer.cli.main import main
+
+    [path] = overlays(folder, [b"gone\x1b[2J\x07\nblk all is well\xc2\x9b"])
+    with pytest.raises(blocklayer.OpenError, match=r"gone\\x1b\[2J\\x07\\nblk all is well\\x9b"):
+        blocklayer.open(path, trust=Trust())
+    for words in (["map"], ["map", "--untrusted"], ["compare", str(path)]):
+        assert main([*words, str(path)]) in (1, 2)
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert all(c.isprintable() or c == "\n" for c in told.err)
+        assert ("\nblk all" in told.err) == ("--untrusted" not in words)

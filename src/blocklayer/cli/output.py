@@ -49,7 +49,16 @@ def asks_for_json(argv: list[str]) -> bool:
 def complain(message: str) -> None:
     """One message on stderr, after the program's name."""
     flush_output()
-    _write(f"{PROGRAM}: {message}")
+    _write(f"{PROGRAM}: {harmless(message)}")
+
+
+def harmless(message: str) -> str:
+    """Names of files, also those that images store, can hold what a terminal obeys."""
+    if message.isprintable():
+        return message
+    return "".join(
+        ascii(c)[1:-1] if c != "\n" and (c < " " or "\x7f" <= c < "\xa0") else c for c in message
+    )
 
 
 def warn(message: str) -> None:

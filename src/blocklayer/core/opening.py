@@ -280,7 +280,7 @@ class Opener:
         try:
             with locate(str(trust.folder), parts, direct) as found:
                 if found.identity in self._chain:
-                    raise _loop(path)
+                    raise _loop(printable(path))
                 file = {"driver": "file", "filename": path, "located": found}
                 named = {} if node.backing_format is None else {"driver": node.backing_format}
                 return self.open_options({**named, "file": file})
@@ -289,9 +289,9 @@ class Opener:
             raise Refused(reason, node.filename) from None
         except OSError as error:
             reason = error.strerror or str(error)
-            raise OpenError(reason, path, error.errno or errno.EIO) from None
+            raise OpenError(reason, printable(path), error.errno or errno.EIO) from None
         except BlocklayerError as error:
-            raise _as_open_error(error, path) from error
+            raise _as_open_error(error, printable(path)) from error
 
     def _below(self, node: FormatNode, layers_to_complete: list[_Layer]) -> Opener:
         """The opener for what lies below `node`: read-only, and aware of the chain so far."""
