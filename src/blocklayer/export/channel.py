@@ -62,8 +62,7 @@ class Channel:
     def send_vector(self, buffers: Sequence[Buffer]) -> None:
         """Send all of several buffers, with nothing of other threads between them."""
         with self._lock:
-            for start in range(0, len(buffers), VECTOR_MAX):
-                self._send_some(buffers[start : start + VECTOR_MAX])
+            self.send_parts(buffers)
 
     def _send_some(self, buffers: Sequence[Buffer]) -> None:
         try:
@@ -85,6 +84,11 @@ class Channel:
         """Nobody else sends meanwhile."""
         with self._lock:
             yield
+
+    def send_parts(self, buffers: Sequence[Buffer]) -> None:
+        """Send all of several buffers; the caller has the channel for itself."""
+        for start in range(0, len(buffers), VECTOR_MAX):
+            self._send_some(buffers[start : start + VECTOR_MAX])
 
     def send_part(self, data: Buffer) -> None:
         """Send all of a buffer; the caller has the channel for itself."""

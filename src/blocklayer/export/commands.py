@@ -7,12 +7,14 @@ beyond the end is ENOSPC, writing what may not be written EPERM, all other nonse
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable, Iterator, Sequence
 
 from blocklayer.base.buffers import Buffer
 from blocklayer.base.errors import BlocklayerError, FormatError, IoError, os_reason
-from blocklayer.export.export import Export, dirty_runs
+from blocklayer.export.channel import Channel
+from blocklayer.export.export import UNKNOWN, Export, dirty_runs
 from blocklayer.nbd import wire
 from blocklayer.nbd.server_handshake import EXTENDED, SIMPLE, Choice
 from blocklayer.nbd.server_transmission import Item, Replies
@@ -23,6 +25,9 @@ READ_PIECE = 1024 * 1024
 QUICK_ZERO_MAX = 256 * 1024
 """Bytes whose zeroing does not keep other requests waiting."""
 
+CHANGE_PIECE = 1 << 30
+"""Bytes that are zeroed or trimmed as one request to the disk."""
+
 EXTENTS_MAX = 16384
 """Descriptors of one context in an answer; the client asks again for what is behind them."""
 
@@ -31,6 +36,14 @@ LOOK_MAX = 65536
 
 COMPACT_LENGTH_MAX = 0xFFFF_0000
 """Bytes of an extent where lengths have 32 bits."""
+
+
+class ShuttingDown(BlocklayerError, eq=False):
+    """A request ends unfinished because its connection does."""
+
+    template = "{message}"
+    errno = errno.ESHUTDOWN
+
 
 Refusal = tuple[int, str]
 """An error of the protocol, and words for people."""
@@ -62,6 +75,11 @@ class Commands:
         self._mode = choice.mode
         self._contexts = choice.contexts
         self._maximum = choice.offer.block_maximum
+        usual = wire.CMD_FLAG_PAYLOAD_LEN if choice.mode == EXTENDED else 0
+        self._write_flags = ~usual
+        """Flags of writes that need a second look."""
+        self.leaving = False
+        """Nobody waits for the rest of what takes long: the client has gone, or the server goes."""
 
     # --- what may be asked ------------------------------------------------------------------------
 
@@ -110,7 +128,7 @@ class Commands:
     def count(self, command: int, length: int, *, failed: bool) -> None:
         """Count a request that is answered."""
         stats = self._export.stats
-        stats.requests[command] = stats.requests.get(command, 0) + 1
+        stats.requests[command if command in wire.COMMAND_NAMES else UNKNOWN] += 1
         if failed:
             stats.errors += 1
         elif command == wire.CMD_READ:
@@ -120,23 +138,27 @@ class Commands:
 
     # --- reads ------------------------------------------------------------------------------------
 
-    def send_read(self, item: Item, send: Send, buffer: memoryview | None = None) -> None:
+    def send_read(self, item: Item, channel: Channel, buffer: memoryview | None = None) -> None:
         """Read and answer, in pieces of `READ_PIECE`: holes are told of, not sent."""
+        send = channel.send_vector
         _, flags, cookie, offset, length, _ = item
         refusal = self._refusal(item)
         self.count(wire.CMD_READ, length, failed=refusal is not None)
         if refusal is not None:
             send([self._replies.error(cookie, offset, *refusal)])
         elif not length:
-            send([self._replies.done(cookie, offset)])
+            # A read is answered by chunks, even if it is of nothing.
+            end = self._replies.done if self._mode == SIMPLE else self._replies.end
+            send([end(cookie, offset)])
         else:
             view = buffer if buffer is not None else memoryview(bytearray(min(length, READ_PIECE)))
-            if self._mode == SIMPLE:
-                self._send_simple(cookie, offset, length, view, send)
-            elif flags & wire.CMD_FLAG_DF:
-                self._send_whole(cookie, offset, length, view, send)
-            else:
+            if self._mode != SIMPLE and not flags & wire.CMD_FLAG_DF:
                 self._send_chunks(cookie, offset, length, view, send)
+                return
+            # Bytes without a head of their own follow: no other answer may come between.
+            answer = self._send_simple if self._mode == SIMPLE else self._send_whole
+            with channel.exclusive():
+                answer(cookie, offset, length, view, channel.send_parts)
 
     def _send_simple(
         self, cookie: int, offset: int, length: int, view: memoryview, send: Send
@@ -242,7 +264,7 @@ class Commands:
             length_of_all += length
             assert payload is not None
             requests.append((offset, payload))
-        if not good or flags & ~wire.CMD_FLAG_PAYLOAD_LEN:
+        if not good or flags & self._write_flags:
             return self._write_carefully(items)
         errors = self._disk.write_each(requests)
         stats = self._export.stats
@@ -289,6 +311,7 @@ class Commands:
         try:
             self._disk.flush()
         except BlocklayerError as error:
+            self._export.stats.errors += len(items)
             return b"".join(self._failure("flush", item[2], item[3], error) for item in items)
         for item in items:
             self._export.stats.bytes_written += item[4]
@@ -327,7 +350,8 @@ class Commands:
 
     def _trim(self, item: Item) -> bytes:
         _, flags, cookie, offset, length, _ = item
-        self._disk.discard(offset, length)
+        for start, count in self._pieces(offset, length):
+            self._disk.discard(start, count)
         if flags & wire.CMD_FLAG_FUA:
             self._disk.flush()
         return self._replies.done(cookie, offset)
@@ -335,23 +359,37 @@ class Commands:
     def _write_zeroes(self, item: Item) -> bytes:
         _, flags, cookie, offset, length, _ = item
         keep = bool(flags & wire.CMD_FLAG_NO_HOLE)
-        self._disk.write_zeroes(
-            offset,
-            length,
-            unmap=not keep and self._disk.discard_mode == "unmap",
-            allocate=keep,
-            no_fallback=bool(flags & wire.CMD_FLAG_FAST_ZERO),
-            fua=bool(flags & wire.CMD_FLAG_FUA),
-        )
+        for start, count in self._pieces(offset, length):
+            self._disk.write_zeroes(
+                start,
+                count,
+                unmap=not keep and self._disk.discard_mode == "unmap",
+                allocate=keep,
+                no_fallback=bool(flags & wire.CMD_FLAG_FAST_ZERO),
+            )
+        if flags & wire.CMD_FLAG_FUA:
+            self._disk.flush()
         return self._replies.done(cookie, offset)
 
     def _cache(self, item: Item) -> bytes:
         """Bring into memory; with copy-on-read, into the overlay."""
         _, _, cookie, offset, length, _ = item
         scratch = memoryview(bytearray(min(length, READ_PIECE)))
-        for start in range(offset, offset + length, READ_PIECE):
-            self._disk.read_sparse(start, scratch[: min(READ_PIECE, offset + length - start)])
+        for rows in self._disk.extent_rows(offset, length):
+            for start, count, _, zero, *_ in rows:
+                for place in range(start, start if zero else start + count, READ_PIECE):
+                    if self.leaving:
+                        return self._replies.done(cookie, offset)  # it was only advice
+                    piece = scratch[: min(READ_PIECE, start + count - place)]
+                    self._disk.read_into(place, piece)
         return self._replies.done(cookie, offset)
+
+    def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """A range in parts that are each done soon: others, and a server that stops, get a turn."""
+        for start in range(offset, offset + length, CHANGE_PIECE):
+            if self.leaving and start > offset:
+                raise ShuttingDown("the server is shutting down")
+            yield start, min(CHANGE_PIECE, offset + length - start)
 
     # --- block status -----------------------------------------------------------------------------
 

@@ -15,13 +15,17 @@ PREFERRED_BLOCK = 4096
 """What page-cached files are best read in."""
 
 
+UNKNOWN = -1
+"""Stands for all commands that there are not."""
+
+
 class ExportStats:
     """What clients of one export have asked for; counted by batches, without a lock."""
 
     __slots__ = ("bytes_read", "bytes_written", "clients", "connections", "errors", "requests")
 
     def __init__(self) -> None:
-        self.requests = dict.fromkeys(wire.COMMAND_NAMES, 0)
+        self.requests = dict.fromkeys((*wire.COMMAND_NAMES, UNKNOWN), 0)
         self.bytes_read = 0
         self.bytes_written = 0
         self.errors = 0

@@ -21,11 +21,11 @@ IDLE_SECONDS = 5.0
 
 
 class Offload:
-    """A small pool of threads."""
+    """A small pool of threads; whoever has used it closes it."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._jobs: queue.Queue[Callable[[], None]] = queue.Queue(WAITING_MAX)
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(WAITING_MAX)
         self._lock = threading.Lock()
         self._threads = 0
         self._idle = 0
@@ -39,15 +39,29 @@ class Offload:
             start = self._idle < self._open and self._threads < THREADS_MAX
             if start:
                 self._threads += 1
-        if start:
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        if start and not self._start_thread():
+            self._run(job)  # the caller's own thread will do
+            return
         self._jobs.put(job)
 
-    def wait(self) -> None:
-        """Wait until everything is done."""
+    def _start_thread(self) -> bool:
+        """Whether there is a thread that will take a job."""
+        try:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError:  # the system has no more
+            with self._lock:
+                self._threads -= 1
+                return self._threads > 0
+        return True
+
+    def close(self) -> None:
+        """Wait until everything is done; the threads end."""
         with self._changed:
             while self._open:
                 self._changed.wait()
+            threads = self._threads
+        for _ in range(threads):
+            self._jobs.put(None)
 
     def _work(self) -> None:
         while True:
@@ -64,9 +78,14 @@ class Offload:
                 return
             with self._lock:
                 self._idle -= 1
-            try:
-                job()
-            finally:
-                with self._changed:
-                    self._open -= 1
-                    self._changed.notify_all()
+            if job is None:
+                return
+            self._run(job)
+
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        finally:
+            with self._changed:
+                self._open -= 1
+                self._changed.notify_all()

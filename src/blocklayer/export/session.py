@@ -80,7 +80,8 @@ class Session:
                 goes_on = self._serve(reader.received(count))
             self.problem = self.problem or reader.problem
         finally:
-            self._offload.wait()
+            self._commands.leaving = True
+            self._offload.close()
 
     # --- a batch ----------------------------------------------------------------------------------
 
@@ -157,7 +158,7 @@ class Session:
     def _send_quietly(self, item: Item) -> None:
         try:
             if item[0] == _READ:
-                self._commands.send_read(item, self._channel.send_vector)
+                self._commands.send_read(item, self._channel)
             else:
                 self._send(self._commands.answer(item))
         except OSError:
@@ -217,7 +218,7 @@ class Session:
                 self._commands.count(_READ, item[4], failed=False)
                 return
         started = time.monotonic()
-        self._commands.send_read(item, self._channel.send_vector, self._arena)
+        self._commands.send_read(item, self._channel, self._arena)
         if time.monotonic() - started > SLOW_SECONDS + item[4] / (1 << 30):
             self._slow_run = SLOW_RUN
 
@@ -257,11 +258,13 @@ class Session:
             return
         self._large = None
         whole = (_WRITE, large.flags, large.cookie, large.offset, large.length, None)
-        self._commands.count(_WRITE, large.length, failed=large.refusal is not None)
+        durable = bool(large.flags & wire.CMD_FLAG_FUA)
+        counted = 0 if durable else large.length  # those are counted when they are durable
+        self._commands.count(_WRITE, counted, failed=large.refusal is not None)
         if large.refusal is not None:
             code, words = large.refusal
             self._send(self._replies.error(large.cookie, large.offset, code, words))
-        elif large.flags & wire.CMD_FLAG_FUA:
+        elif durable:
             self._offload.submit(lambda: self._flush_and_answer([whole]))
         else:
             self._send(self._replies.done(large.cookie, large.offset))
