@@ -65,6 +65,28 @@ def test_a_copy_takes_no_space(mounted: Path, source_format: str, target_format:
 
 
 @shareable
+@pytest.mark.parametrize("mode", ["falloc", "full"])
+def test_space_that_is_set_aside_is_used(mounted: Path, mode: str) -> None:
+    """Shared blocks need new space when they are written to; that was asked for now."""
+    source, target = mounted / "source", mounted / "target"
+    content = full(source)
+    before = used(mounted)
+    blocklayer.convert(
+        source, target, source_format="raw", format="raw", options={"preallocation": mode}
+    )
+    assert used(mounted) - before >= SIZE
+    assert target.read_bytes() == content
+    # In a file that was there, too.
+    target.write_bytes(bytes(SIZE))
+    before = used(mounted)
+    blocklayer.convert(source, target, source_format="raw", format="raw", create=False)
+    assert abs(used(mounted) - before) < MiB
+    assert target.read_bytes() == content
+    for path in (source, target):
+        path.unlink()
+
+
+@shareable
 @needs("qemu-img", "qemu-io")
 def test_images_of_every_shape(mounted: Path, rng: random.Random) -> None:
     """Chains, holes, zero clusters, odd ends, other clusters: the witness is qemu-img."""

@@ -167,6 +167,7 @@ class CopyOptions(Record, frozen=True):
     only_differences  the target already has content (a backing file): write what differs
     salvage           unreadable sectors become zeroes
     rate_limit        bytes per second; 0 is no limit
+    share             the target may refer to the source's blocks where files can
     """
 
     target_is_zero: bool = False
@@ -174,6 +175,7 @@ class CopyOptions(Record, frozen=True):
     only_differences: bool = False
     salvage: bool = False
     rate_limit: int = 0
+    share: bool = True
 
 
 class _Load:
@@ -241,7 +243,7 @@ def copy(source: Source, target: Disk, options: CopyOptions, reporter: Reporter)
 def _may_share(options: CopyOptions) -> bool:
     """Nobody wants to see the bytes: neither to compare them, nor to hold them back."""
     unseen = not (options.only_differences or options.salvage or options.rate_limit)
-    return unseen and options.sparse_size > 0
+    return unseen and options.share and options.sparse_size > 0
 
 
 class _Copy:

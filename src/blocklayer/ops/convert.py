@@ -138,6 +138,8 @@ def convert(
                 sparse_size=sparse_size,
                 salvage=salvage,
                 rate_limit=rate_limit,
+                # Shared blocks need new space when they are written to: that was to be there now.
+                share=create and (options or {}).get("preallocation", "off") == "off",
             ),
             create,
             verify,
