@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,6 +131,32 @@ def test_progress_is_told_once_on_request(source: Path) -> None:
     assert process.returncode == 0
     assert stdout == b""
     assert re.fullmatch(rb"    \(\d+\.\d\d/100%\)\n", stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "stream", "code"),
+    [("--progress=json", "stderr", 0), ("-p", "stdout", 141), ("-p", "full", 0)],
+)
+def test_nobody_wants_to_know_any_more(source: Path, option: str, stream: str, code: int) -> None:
+    """The work goes on without; a pipe from stdout that is closed ends programs."""
+    target = source.with_name("target.qed")
+    streams: dict[str, Any] = {stream: subprocess.PIPE}
+    if stream == "full":
+        streams = {"stdout": os.open("/dev/full", os.O_WRONLY)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "blocklayer", *convert(source, option, "-r", "16M")], **streams
+    )
+    pipe = process.stderr if stream == "stderr" else process.stdout
+    if pipe is not None:
+        pipe.read(1)
+        pipe.close()
+    else:
+        os.close(streams["stdout"])
+    assert process.wait() == code
+    assert target.exists() == (code == 0)
+    if not code:
+        assert blocklayer.compare(source, target, first_format="raw").identical
 
 
 def test_every_long_operation_reports(source: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 from blocklayer.base.errors import Cancelled
@@ -252,10 +253,17 @@ class Running:
 
     def report(self, progress: Progress) -> None:
         """Called by the operation, often."""
-        if self._report_once:
-            self._report_once = False
-            self._answer(progress)
-        self._display.show(progress)
+        try:
+            if self._report_once:
+                self._report_once = False
+                self._answer(progress)
+            self._display.show(progress)
+        except OSError as error:
+            # What was asked for is the work, not the news of it. Who reads stdout through a pipe,
+            # and goes away, ends programs.
+            if isinstance(error, BrokenPipeError) and isinstance(self._display, Lines):
+                raise
+            self._display = Display()
 
     def _answer(self, progress: Progress) -> None:
         if self._as_object:
@@ -295,7 +303,8 @@ class Running:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._display.close(success=error is None)
+        with suppress(OSError):
+            self._display.close(success=error is None)
         if isinstance(error, Cancelled | KeyboardInterrupt) and self._signal:
             interrupted = Interrupted(self._signal)
             for note in getattr(error, "__notes__", ()):
