@@ -138,6 +138,7 @@ def fio(server: NbdServer, kind: str, block: str, depth: int, *more: str) -> tup
             f"--iodepth={depth}",
             "--output-format=json",
             "--randrepeat=1",
+            "--verify_state_save=0",
             *more,
         ]
     )
