@@ -72,6 +72,36 @@ def test_a_bar_on_a_terminal(source: Path, options: tuple[str, ...]) -> None:
     assert terminal.shown.endswith("\r\n") == ("-p" in options), "asked for, the bar stays"
 
 
+PICTURE = re.compile(
+    r"convert: +(?P<percent>\d+)%\|(?P<full>█*)(?P<part>[▏▎▍▌▋▊▉]?)(?P<empty> *)\|"
+    r" (?P<done>\d\.\d\d)M/8\.00M \[00:0(?P<seconds>\d)<00:0(?P<left>\d), +(?P<rate>[\d.]+)MiB/s\]"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [80, 132])
+def test_the_picture_of_the_bar(source: Path, columns: int) -> None:
+    """As long as it says: all parts of the line agree with each other, in every picture."""
+    terminal = Terminal(convert(source, "-r", "2M", "-p"), columns=columns)
+    assert terminal.finish() == 0
+    shown = re.sub("\x1b\\[[0-9;]*[A-Za-z]", "", terminal.shown)
+    pictures = [PICTURE.fullmatch(line) for line in re.split("[\r\n]+", shown) if line.strip()]
+    assert len(pictures) >= 2
+    for picture in pictures:
+        assert picture is not None, shown
+        percent, done = int(picture["percent"]), float(picture["done"])
+        assert abs(done / 8 - percent / 100) < 0.01
+        filled = len(picture["full"]) + bool(picture["part"]) / 2
+        width = len(picture["full"] + picture["part"] + picture["empty"])
+        assert abs(filled - width * percent / 100) <= 1
+        rate, seconds = float(picture["rate"]), int(picture["seconds"])
+        assert done / (seconds + 1.1) <= rate * 1.05
+        assert rate * 0.95 <= done / max(seconds, 0.9)
+        assert abs((8 - done) / rate - int(picture["left"])) <= 1.1
+    assert pictures[-1] is not None
+    assert pictures[-1]["percent"] == "100"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [0, 1, 5, 25, 69, 132])
 def test_the_bar_fits_the_terminal(source: Path, columns: int) -> None:
