@@ -42,6 +42,8 @@ class Channel:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             if connection.family != socket.AF_UNIX:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                # A client whose machine has gone without a word is noticed some day.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         except OSError:
             pass  # it works without, only slower
 
@@ -125,12 +127,10 @@ class Channel:
             sent += count
         return sent
 
-    def set_timeout(self, seconds: float | None) -> None:
-        """How long receiving and sending may take; None: for ever."""
-        self._socket.settimeout(seconds)
-        if seconds is None:
-            limit = struct.pack("@ll", 0, int(SEND_SECONDS * 1_000_000))
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    def begin_transmission(self) -> None:
+        """From now on nobody else watches over the time that sending takes."""
+        limit = struct.pack("@ll", 0, int(SEND_SECONDS * 1_000_000))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def stop_receiving(self) -> None:
         """What is received next is the end; answers can still be sent."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import threading
 import time
@@ -73,6 +74,8 @@ class _Client:
         self.thread: threading.Thread | None = None
         self.export: Export | None = None
         self.handshake: ServerHandshake | None = None
+        self.deadline: float | None = time.monotonic() + HANDSHAKE_SECONDS
+        """When it is cut off, on the clock of `time.monotonic`; None once it has negotiated."""
 
 
 class NbdServer:
@@ -102,9 +105,13 @@ class NbdServer:
         self._on_leave = on_leave
         self._exports: dict[str, Export] = {}
         self._listeners: list[socket.socket] = []
+        self._paths: list[str] = []
+        """Unix sockets that this server has made."""
         self._clients: set[_Client] = set()
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
+        self._wake: tuple[int, int] | None = None
+        """The ends of a pipe whose closing wakes who waits for clients."""
         self._stopping = False
 
     # --- exports ----------------------------------------------------------------------------------
@@ -148,9 +155,12 @@ class NbdServer:
         try:
             for address in self._addresses:
                 self._listeners += listen(address)
+                if isinstance(address, UnixAddress):
+                    self._paths.append(address.path)
         except BaseException:
             self._close_listeners()
             raise
+        self._wake = os.pipe()
         for listener in self._listeners:
             thread = threading.Thread(
                 target=self._accept, args=(listener,), name="nbd listener", daemon=True
@@ -170,9 +180,14 @@ class NbdServer:
             self._stopping = True
             clients = list(self._clients)
             self._changed.notify_all()
-        self._close_listeners()
+        if self._wake is not None:
+            os.close(self._wake[1])
         for thread in self._threads:
             thread.join()
+        if self._wake is not None:
+            os.close(self._wake[0])
+            self._wake = None
+        self._close_listeners()
         for client in clients:
             if client.handshake is not None:
                 client.handshake.shutting_down = True
@@ -187,37 +202,56 @@ class NbdServer:
             return self._changed.wait_for(condition, seconds)
 
     def _close_listeners(self) -> None:
+        # Closed, not shut down: a socket of systemd's goes on to listen for the next server.
         for listener in self._listeners:
-            try:
-                listener.shutdown(socket.SHUT_RDWR)  # wakes who accepts
-            except OSError:
-                pass  # TCP listeners say that they are not connected, and wake all the same
             listener.close()
-        self._listeners = []
-        for address in self._addresses:
-            if isinstance(address, UnixAddress) and self._threads:
-                try:
-                    os.unlink(address.path)
-                except OSError:
-                    pass  # somebody else has removed it
+        for path in self._paths:
+            try:
+                os.unlink(path)
+            except OSError:
+                pass  # somebody else has removed it
+        self._listeners, self._paths = [], []
 
     # --- clients ----------------------------------------------------------------------------------
 
     def _accept(self, listener: socket.socket) -> None:
+        assert self._wake is not None
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        poll.register(self._wake[0], select.POLLIN)
         while True:
+            seconds = self._cut_off_slow()
             with self._changed:
-                self._changed.wait_for(self._has_room)
+                if not self._has_room():
+                    self._changed.wait(seconds)
+                    continue
                 if self._stopping:
                     return
+            if not poll.poll(None if seconds is None else seconds * 1000) or self._stopping:
+                continue
             try:
                 connection, peer = listener.accept()
             except OSError as error:
-                if self._stopping:
-                    return
                 log.warning("cannot accept a client: %s", error.strerror or error)
                 time.sleep(0.1)  # out of descriptors, say: others may go soon
                 continue
             self._begin(connection, _peer_name(peer))
+
+    def _cut_off_slow(self) -> float | None:
+        """End what negotiates for too long; when to look again, in seconds from now."""
+        with self._changed:
+            now = time.monotonic()
+            nearest: float | None = None
+            for client in self._clients:
+                if client.deadline is None:
+                    continue
+                if client.deadline <= now:
+                    log.info("client %s: took too long to negotiate", client.name)
+                    client.deadline = None
+                    client.channel.abort()
+                elif nearest is None or client.deadline < nearest:
+                    nearest = client.deadline
+            return None if nearest is None else nearest - now
 
     def _has_room(self) -> bool:
         return self._stopping or not self._maximum or len(self._clients) < self._maximum
@@ -225,6 +259,7 @@ class NbdServer:
     def _begin(self, connection: socket.socket, name: str) -> None:
         client = _Client(Channel(connection), name)
         with self._changed:
+            self._changed.wait_for(self._has_room)  # another listener may have been faster
             if self._stopping:
                 client.channel.close()
                 return
@@ -264,20 +299,14 @@ class NbdServer:
     def _serve(self, client: _Client) -> None:
         from blocklayer.export.session import Session
 
-        client.channel.set_timeout(HANDSHAKE_SECONDS)
         agreed = self._negotiate(client)
         if agreed is None:
             return
         choice, rest = agreed
-        export = self._exports.get(choice.offer.name)
-        with self._changed:
-            if export is None or export.gone.is_set() or self._stopping:
-                return
-            client.export = export
-            export.stats.clients += 1
-            export.stats.connections += 1
+        export = client.export
+        assert export is not None
         log.info("client %s: connected to export '%s'", client.name, export.name)
-        client.channel.set_timeout(None)
+        client.channel.begin_transmission()
         session = Session(client.channel, export, choice)
         session.run(rest)
         if session.problem:
@@ -291,10 +320,12 @@ class NbdServer:
             _Offers(self._exports), tls=TLS_OFF if self._tls is None else TLS_REQUIRED
         )
         client.handshake = engine
-        deadline = time.monotonic() + HANDSHAKE_SECONDS
         buffer = memoryview(bytearray(HANDSHAKE_PIECE))
         while True:
             while answers := engine.outgoing():
+                choice = engine.choice
+                if choice is not None and not (client.export or self._take_export(client, choice)):
+                    return None
                 client.channel.send(answers)
             if engine.state == CHOSEN:
                 assert engine.choice is not None
@@ -307,15 +338,22 @@ class NbdServer:
                 self._encrypt(client)
                 engine.secured()
             assert engine.state == HAGGLING
-            seconds = deadline - time.monotonic()
-            if seconds <= 0:
-                log.info("client %s: took too long to negotiate", client.name)
-                return None
-            client.channel.set_timeout(seconds)
             count = client.channel.receive_into(buffer)
             if not count:
                 return None
             engine.receive(buffer[:count])
+
+    def _take_export(self, client: _Client, choice: Choice) -> bool:
+        """Before the client hears that the export is its: whether it is still there."""
+        with self._changed:
+            export = self._exports.get(choice.offer.name)
+            if export is None or self._stopping:
+                return False
+            client.deadline = None
+            client.export = export
+            export.stats.clients += 1
+            export.stats.connections += 1
+            return True
 
     def _encrypt(self, client: _Client) -> None:
         assert self._tls is not None
