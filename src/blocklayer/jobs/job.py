@@ -267,7 +267,11 @@ class Job:
             self._check_cancelled()
             if not self._user_paused:
                 return
-            self.at_rest()
+        self.at_rest()
+        with self.changed:
+            self._check_cancelled()
+            if not self._user_paused:
+                return
             resting, working = (
                 (states.STANDBY, states.READY) if self.ready else (states.PAUSED, states.RUNNING)
             )
@@ -279,7 +283,7 @@ class Job:
             self._check_cancelled()
 
     def at_rest(self) -> None:
-        """The job is about to rest. Lock held."""
+        """The job is about to rest: end what is in flight. The lock is not held."""
 
     def sleep(self, seconds: float, until: Callable[[], bool] | None = None) -> None:
         """Rest between two steps; ends early if `until`, or somebody wants something."""

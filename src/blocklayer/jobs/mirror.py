@@ -64,6 +64,9 @@ RETRY_SECONDS = 0.05
 REST_BYTES = 16 * MiB
 """What may be left to copy while nobody can write: a moment's work."""
 
+PASSES_MAX = 3
+"""A disk that is written to all the time is never quite clean: then little enough is enough."""
+
 ROUNDS_MAX = 10
 """Guests that write faster than the copier will not wait for each other for ever."""
 
@@ -84,7 +87,7 @@ class MirrorJob(Job):
         self._failure: str | None = None
         self._soft_cancel = False
         self._moving = 0
-        self._cursor = 0
+        self._cursor = self._passes = 0
         self._counting = threading.Lock()
         self._filter: MirrorFilter | None = None
         self._entered = False
@@ -253,10 +256,17 @@ class MirrorJob(Job):
             self._raise_failure()
 
     def _copy_all(self) -> None:
-        """Copy until nothing is dirty or in flight. Raises `JobCancelled`, and what went wrong."""
+        """Copy until nothing is dirty, or hardly anything while guests go on writing.
+
+        Raises `JobCancelled`, and what went wrong.
+        """
+        self._passes = 0
         while True:
             self.hold_back()
             self._raise_failure()
+            if self._passes >= PASSES_MAX and self.engine.dirty.count <= REST_BYTES:
+                self._workers.drain()
+                return
             step = self._next_step()
             if step is not None:
                 self._workers.submit(step)
@@ -278,6 +288,7 @@ class MirrorJob(Job):
         """The next dirty runs, no longer marked; None if there are none that nobody is at."""
         step = self._collect(self._cursor)
         if step is None and self._cursor:
+            self._passes += 1
             step = self._collect(0)
         if step is None:
             return None
