@@ -40,12 +40,12 @@ class Flaky(FilterNode):
 
     def __init__(self, child: Node, seed: int) -> None:
         super().__init__(child)
-        self.share = 0.0
+        self.failing = 0.0
         self.code = errno.EIO
         self._random = random.Random(seed)
 
     def _maybe_fail(self, operation: str) -> bool:
-        return self._random.random() < self.share
+        return self._random.random() < self.failing
 
     def _fail(self, operation: str) -> None:
         raise IoError("as told", "flaky", self.code, operation)
@@ -162,14 +162,14 @@ class Scene:
             copy_mode=self.random.choice(("background", "write-blocking")),
             **options,  # type: ignore[arg-type]
         )
-        leave = job._leave
+        leave = job.leave
 
         def compare_first(to: Node | None = None) -> None:
             if job.status == "pending":
                 self.require_equal()
             leave(to)
 
-        job._leave = compare_first  # type: ignore[method-assign]
+        job.leave = compare_first  # type: ignore[method-assign]
         return job
 
     def require_equal(self) -> None:
@@ -196,7 +196,7 @@ def scene(seed: int) -> Iterator[Scene]:
         guest.start()
     try:
         yield made
-        made.source.share = made.target.share = 0
+        made.source.failing = made.target.failing = 0
         for guest in made.guests:
             guest.stop()
         for guest in made.guests:
@@ -294,7 +294,7 @@ def test_cancelled_by_force_at_any_moment(seed: int) -> None:
 def test_errors_of_the_target_cost_nothing(seed: int, policy: str) -> None:
     with scene(seed) as made:
         made.target.code = errno.ENOSPC
-        made.target.share = 0.3
+        made.target.failing = 0.3
         job = made.start(on_target_error=policy)
         end = time.monotonic() + 0.3
         while time.monotonic() < end:
@@ -302,7 +302,7 @@ def test_errors_of_the_target_cost_nothing(seed: int, policy: str) -> None:
                 job.resume()
             time.sleep(0.01)
         assert not job.ended.is_set()
-        made.target.share = 0
+        made.target.failing = 0
         while job.status != "ready":
             if job.paused:
                 job.resume()
@@ -324,7 +324,7 @@ def test_an_error_that_is_reported_ends_the_job_and_harms_nobody(seed: int) -> N
     with scene(seed) as made:
         job = made.start()
         time.sleep(made.random.random() * 0.05)
-        made.target.share = 0.5
+        made.target.failing = 0.5
         assert job.wait(30)
         assert made.disk.node is made.source
         time.sleep(0.02)

@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What jobs that bring one node's bytes to another have in common.
+
+engine   the bitmap of what is left to do, and the copying itself (`mirror_engine`)
+steps    a few dirty runs each, taken by a few threads, in ascending order
+errors   of either side, by the policies that the job was started with
+filter   what the job puts above the source, to see writes; taken out at the end
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from blocklayer.base.align import align_up
+from blocklayer.base.errors import BlocklayerError, Closed
+from blocklayer.base.units import KiB, MiB
+from blocklayer.core.graph_edges import skip_filters
+from blocklayer.core.mapping import row_batches
+from blocklayer.core.node import FormatNode
+from blocklayer.core.requests import Retired
+from blocklayer.jobs.errors import job_error
+from blocklayer.jobs.job import IGNORE, REPORT, Job
+from blocklayer.jobs.mirror_engine import READ, Engine, IoFailed, Moved
+from blocklayer.jobs.workers import EarlyFlush, Workers
+
+if TYPE_CHECKING:
+    from blocklayer.base.extent import Row
+    from blocklayer.core.graph import Graph
+    from blocklayer.core.graph_disk import GraphDisk
+    from blocklayer.core.node import Node
+    from blocklayer.jobs.job_filter import JobFilter
+    from blocklayer.jobs.manager import Jobs
+
+BUFFER_DEFAULT = 16 * MiB
+
+STEP_BYTES = 2 * MiB
+"""Data that one step copies: long enough for two threads to be busy, short enough to stop."""
+
+STEP_SPAN = 8 * MiB
+"""Steps collect small dirty runs that lie near each other."""
+
+FLUSH_BYTES = 64 * MiB
+"""Data after which the target is flushed while the copy goes on."""
+
+WORKERS = 4
+"""Steps in flight; more only make the same two memory buses wait for each other."""
+
+RETRY_SECONDS = 0.05
+"""Rest after an error that is to be ignored."""
+
+REST_BYTES = 16 * MiB
+"""What may be left to copy while nobody can write: a moment's work."""
+
+PASSES_MAX = 3
+"""A disk that is written to all the time is never quite clean: then little enough is enough."""
+
+
+class CopyingJob(Job):
+    """Base of mirror, backup and commit.
+
+    options  of the function that starts the job: ``target`` (a node), ``granularity``,
+             ``buf_size``, ``unmap``, ``on_source_error``, ``on_target_error``,
+             ``filter_node_name`` and what every job has
+    """
+
+    target_shares: frozenset[str] = frozenset()
+
+    def __init__(
+        self, graph: Graph, jobs: Jobs, job_id: str, source: Node, options: dict[str, Any]
+    ) -> None:
+        self.graph = graph
+        self.source = source
+        self.options = options
+        self.target: GraphDisk
+        self.engine: Engine
+        self._failure: str | None = None
+        self._moving = 0
+        self._cursor = self._passes = 0
+        self._counting = threading.Lock()
+        self._filter: JobFilter | None = None
+        self._entered = False
+        common = ("speed", "auto_finalize", "auto_dismiss", "transaction")
+        super().__init__(jobs, job_id, **{name: options[name] for name in common})
+        try:
+            self._set_up()
+        except BaseException:
+            self.fail_early()
+            raise
+
+    @property
+    def busy(self) -> str:
+        """Why others cannot have the nodes."""
+        return f"block device is in use by block job: {self.type}"
+
+    def _set_up(self) -> None:
+        options = self.options
+        self.target = self.open_target(options["target"])
+        self.engine = Engine(
+            self.source,
+            self.target,
+            options["granularity"] or default_granularity(options["target"]),
+            unmap=options["unmap"],
+            on_guest_error=self._guest_error,
+            on_guest_moved=self._guest_moved,
+        )
+        buffer = options["buf_size"] or BUFFER_DEFAULT
+        self._step_bytes = max(min(STEP_BYTES, buffer), self.engine.granularity)
+        name = f"blocklayer-{self.id}"
+        count = max(1, min(WORKERS, buffer // self._step_bytes))
+        self._workers: Workers[Step] = Workers(name, count, self._step_bytes, self._take_step)
+        self._early = EarlyFlush(f"{name}-flush", FLUSH_BYTES, self.target.flush)
+        for node in (self.source, options["target"]):
+            self.graph.block(node, self, self.busy)
+        self._filter = self.make_filter()
+        if self._filter is not None:
+            self._filter.children["target"] = options["target"]
+
+    def open_target(self, node: Node) -> GraphDisk:
+        """The disk that the job writes to."""
+        return self.graph.open_disk(
+            node,
+            writable=True,
+            user=f"{self.type} job '{self.id}'",
+            role="target",
+            shares=self.target_shares,
+            follows=False,
+        )
+
+    def make_filter(self) -> JobFilter | None:
+        """What shall stand above the source while the job runs, if anything."""
+        return None
+
+    def start(self) -> None:
+        """Begin: from now on the job sees what is written."""
+        with self.changed:
+            if self.status != "created":  # cancelled with its group
+                return
+        try:
+            self.enter()
+        except BaseException:
+            self.fail_early()
+            raise
+        super().start()
+
+    def enter(self) -> None:
+        """Put the filter in."""
+        node = self._filter
+        if node is not None:
+            self.graph.insert_filter(node, self.source, self.options["filter_node_name"])
+            self._entered = True
+            self.graph.block(node, self, self.busy)
+
+    def leave(self, to: Node | None = None) -> None:
+        """Take the filter out: everybody stands on the source again, or on `to`."""
+        self.engine.stopped = True
+        node = self._filter
+        if node is not None and self._entered:
+            node.children.pop("target", None)
+            self.graph.remove_filter(node, self.source if to is None else to)
+            self._entered = False
+
+    def abort(self) -> None:
+        """Everybody goes on where they are."""
+        if hasattr(self, "_early"):
+            self.engine.stopped = True
+            self._workers.drain()
+            self.leave()
+
+    def clean(self) -> None:
+        """Let go of the target and of the names."""
+        if hasattr(self, "_early"):
+            self._workers.close()
+            self._early.wait()
+        self.graph.unblock(self)
+        if hasattr(self, "target"):
+            self.target.close()
+
+    # --- progress -------------------------------------------------------------------------------
+
+    @property
+    def total(self) -> int:
+        """What is done, and what is dirty or on its way."""
+        if not hasattr(self, "engine"):
+            return 0
+        left = min(self.engine.dirty.count, self.engine.size)
+        return self._current + left + max(0, self._moving)
+
+    # --- what there is to do --------------------------------------------------------------------
+
+    def mark(self, wanted: Callable[[Row], bool]) -> None:
+        """Mark the source's extents that are wanted."""
+        for batch in row_batches(self.source, 0, self.engine.size):
+            for row in batch:
+                if wanted(row):
+                    self.engine.dirty.set(row[0], row[1])
+            self.pause_point()
+            self.raise_failure()
+
+    def mark_all(self) -> None:
+        """Mark what makes the target equal to the source, and find out what is zero there."""
+        engine = self.engine
+        punching = self.target.detect_zeroes == "unmap" and engine.unmap
+        is_zero = self.options.get("target_is_zero") or self._target_reads_as_zero()
+        if is_zero and not punching:
+            engine.zero.set(0, engine.size)
+            self.mark(lambda row: not row[3])
+        else:
+            engine.dirty.set(0, engine.size)
+
+    def _target_reads_as_zero(self) -> bool:
+        """Asked once, before any guest waits for it."""
+        node = self.target.node
+        for batch in row_batches(node, 0, node.size):
+            if not all(row[3] for row in batch):
+                return False
+            self.pause_point()
+        return True
+
+    # --- doing it -------------------------------------------------------------------------------
+
+    def copy_all(self) -> None:
+        """Copy until nothing is dirty, or hardly anything while guests go on writing.
+
+        Raises `JobCancelled`, and what went wrong.
+        """
+        self._passes = 0
+        while True:
+            self.hold_back()
+            self.raise_failure()
+            if self._passes >= PASSES_MAX and self.engine.dirty.count <= REST_BYTES:
+                self._workers.drain()
+                return
+            step = self.next_step()
+            if step is not None:
+                self._workers.submit(step)
+            elif self._workers.in_flight:
+                self._workers.drain()
+            elif self.engine.dirty.is_empty:
+                return
+
+    def at_rest(self) -> None:
+        """Nothing is in flight while the job rests."""
+        self._workers.drain()
+
+    def raise_failure(self) -> None:
+        if self._failure is not None:
+            self._workers.drain()
+            raise CopyFailed(self._failure)
+
+    def next_step(self) -> Step | None:
+        """The next dirty runs, no longer marked; None if there are none that nobody is at."""
+        step = self._collect(self._cursor)
+        if step is None and self._cursor:
+            self._passes += 1
+            step = self._collect(0)
+        if step is None:
+            return None
+        self._cursor = step.end if step.end < self.engine.size else 0
+        self._workers.wait_while(lambda: any(step.overlaps(each) for each in self._flying()))
+        with self._counting:
+            self._moving += step.length
+        self.claim(step)
+        return step
+
+    def claim(self, step: Step) -> None:
+        """A step is going to be taken: guests' writes to it from now on are to be copied again."""
+        for offset, length in step.runs:
+            self.engine.dirty.clear(offset, length)
+
+    def do_step(self, step: Step, buffer: bytearray) -> Moved:
+        """Copy the runs of a step that was claimed. Raises `IoFailed`."""
+        return self.engine.copy(step.runs, buffer)
+
+    def _flying(self) -> list[Step]:
+        return list(self._workers.in_flight)
+
+    def _collect(self, start: int) -> Step | None:
+        engine = self.engine
+        limit = self._step_limit()
+        runs: list[tuple[int, int]] = []
+        size = 0
+        for offset, length in engine.dirty.runs(start):
+            offset, length = max(offset, start), length - max(0, start - offset)
+            if runs and offset + min(length, limit) - runs[0][0] > STEP_SPAN:
+                break
+            if not runs and length > limit and (zeroes := self._zeroes_from(offset, length)):
+                return Step([(offset, zeroes)])
+            count = min(length, limit - size)
+            runs.append((offset, count))
+            size += count
+            if size >= limit:
+                break
+        return Step(runs) if runs else None
+
+    def _step_limit(self) -> int:
+        limit = self._step_bytes
+        if self.speed:
+            limit = min(limit, align_up(max(self.speed // 10, 1), self.engine.granularity))
+        return limit
+
+    def _zeroes_from(self, offset: int, length: int) -> int:
+        """Whole granules of zeroes that the source has there now: a hint, it is looked at again."""
+        try:
+            row = next(row_batches(self.source, offset, length))[0]
+        except (BlocklayerError, StopIteration):
+            return 0  # whoever copies it meets the same error and says where
+        if not row[3] or row[1] <= self._step_bytes:
+            return 0
+        end = offset + row[1]
+        granularity = self.engine.granularity
+        return row[1] if end >= self.engine.size else end // granularity * granularity - offset
+
+    def _take_step(self, step: Step, buffer: bytearray) -> None:
+        """In a worker: copy, as a request on the source, so that a drain of it waits for this."""
+        while True:
+            try:
+                self.source.tracker.run(self.copy_step, step, buffer)
+                return
+            except Retired:
+                continue
+            except Closed as error:
+                self._step_failed(step, IoFailed(READ, error))
+                return
+
+    def copy_step(self, step: Step, buffer: bytearray) -> None:
+        moved = Moved()
+        try:
+            moved = self.do_step(step, buffer)
+        except IoFailed as failure:
+            self._step_failed(step, failure)
+        except Exception as error:
+            self._mark_again(step)
+            self._failure = f"internal error: {type(error).__name__}: {error}"
+            raise
+        finally:
+            with self._counting:
+                self._moving -= step.length
+                self._current += moved.data + moved.zero
+                self._early.written(moved.data)
+            with self.changed:
+                self.limit.account(moved.data)
+
+    def _mark_again(self, step: Step) -> None:
+        for offset, length in step.runs:
+            self.engine.dirty.set(offset, length)
+
+    def _step_failed(self, step: Step, failure: IoFailed) -> None:
+        self._mark_again(step)
+        self._on_failure(failure)
+
+    def _on_failure(self, failure: IoFailed) -> None:
+        reading = failure.side == READ
+        policy = self.options["on_source_error" if reading else "on_target_error"]
+        action = self.on_error(policy, "read" if reading else "write", failure.error)
+        if action == REPORT:
+            self._failure = self._failure or job_error(failure.error)
+            self.engine.stopped = True
+        elif action == IGNORE:
+            time.sleep(RETRY_SECONDS)
+
+    def _guest_error(self, error: BlocklayerError) -> None:
+        """The target could not follow a guest, who must not suffer from it."""
+        policy = self.options["on_target_error"]
+        if self.on_error(policy, "write", error) == REPORT:
+            self._failure = self._failure or job_error(error)
+            self.engine.stopped = True
+
+    def _guest_moved(self, amount: int) -> None:
+        with self._counting:
+            self._current += amount
+
+    def flush_target(self) -> None:
+        while True:
+            try:
+                self.target.flush()
+                return
+            except BlocklayerError as error:
+                if self.on_error(self.options["on_target_error"], "write", error) == REPORT:
+                    raise
+                self.sleep(RETRY_SECONDS)
+                self.pause_point()
+
+
+class CopyFailed(BlocklayerError, eq=False):
+    """The job has failed; the message is what it reports."""
+
+
+class Step:
+    """Dirty runs, in ascending order, that are copied by one thread."""
+
+    __slots__ = ("end", "length", "runs", "start")
+
+    def __init__(self, runs: list[tuple[int, int]]) -> None:
+        self.runs = runs
+        self.start = runs[0][0]
+        self.end = sum(runs[-1])
+        self.length = sum(length for _, length in runs)
+
+    def overlaps(self, other: Step) -> bool:
+        """Whether both may touch the same granule."""
+        return self.start < other.end and other.start < self.end
+
+
+def default_granularity(target: Node) -> int:
+    """The target's cluster size, from 4 KiB to 64 KiB; 64 KiB for what has none."""
+    node = skip_filters(target)
+    if isinstance(node, FormatNode) and node.cluster_size > 1:
+        return min(max(node.cluster_size, 4 * KiB), 64 * KiB)
+    return 64 * KiB
