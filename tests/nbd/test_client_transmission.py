@@ -46,7 +46,7 @@ def read(offset: int = 0, length: int = 16, pieces: int = 1) -> tuple[Command, l
 
 def put(engine: Replies, data: bytes) -> list[Command]:
     """Have the engine receive bytes as a socket would: into the buffers that it names."""
-    done = []
+    done: list[Command] = []
     while data:
         count = 0
         for view in engine.buffers():
@@ -151,7 +151,7 @@ def test_content_lands_in_the_memory_of_the_reader() -> None:
     first = engine.buffers()[0]
     first[:3] = b"abc"
     assert memory[0][:4] == b"abc" + UNTOUCHED
-    assert engine.received(3) == []
+    assert list(engine.received(3)) == []
     assert put(engine, whole[31:]) == [command]
     assert memory[0][3:] == (bytes(range(256)) * 4096)[3:]
 
@@ -381,6 +381,20 @@ def test_a_huge_block_status_is_refused_before_memory_is_taken() -> None:
     )
     with pytest.raises(ProtocolError, match="payload of 4294967292 bytes"):
         put(engine, head.pack())
+
+
+def test_who_was_answered_before_the_server_went_wrong_is_told() -> None:
+    engine = Replies(agreement(STRUCTURED))
+    commands = [Command(wire.CMD_FLUSH), Command(wire.CMD_FLUSH)]
+    for command in commands:
+        engine.encode(command)
+    data = simple(1) + simple(7)
+    engine.buffers()[0][: len(data)] = data
+    done = engine.received(len(data))
+    assert next(done) is commands[0]
+    with pytest.raises(ProtocolError):
+        next(done)
+    assert list(engine.pending.values()) == [commands[1]]
 
 
 # --- noise --------------------------------------------------------------------------------------

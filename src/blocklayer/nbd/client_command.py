@@ -63,6 +63,7 @@ class Command:
     error    0, or the protocol's number; with what the server says about it in `message`
     lost     why no answer will ever come, if the connection broke
     losses   how often that was so
+    started  when it was sent, on the clock of `time.monotonic`
     lane     which of several connections it uses
     extents  block status by the name of its metadata context
     """
@@ -83,6 +84,7 @@ class Command:
         "message",
         "offset",
         "received",
+        "started",
         "vector",
     )
 
@@ -108,6 +110,7 @@ class Command:
     def restart(self) -> None:
         """Forget all answers: the command is sent (again)."""
         self.cookie = 0
+        self.started = 0.0
         self.error = 0
         self.errors = 0
         self.message = ""

@@ -21,7 +21,11 @@ from blocklayer.base.errors import BlocklayerError, RemoteError
 from blocklayer.nbd import wire
 from blocklayer.nbd.client_command import Command
 from blocklayer.nbd.client_connect import Session
+from blocklayer.nbd.client_stream import TICK_SECONDS
 from blocklayer.nbd.client_transmission import Replies
+
+OVERTAKEN_FACTOR = 10
+"""How much longer one command may wait while the server answers others."""
 
 CLOSE_SECONDS = 10.0
 """How long closing waits for the reader thread, which only has to notice."""
@@ -62,7 +66,9 @@ class Connection:
                     _lose(commands, self.lost)
                     return
                 buffers: list[Buffer] = []
+                now = time.monotonic()
                 for command in commands:
+                    command.started = now
                     buffers.append(self._replies.encode(command))
                     if command.kind == wire.CMD_WRITE:
                         buffers += command.vector or ()
@@ -85,17 +91,19 @@ class Connection:
 
     def _read(self) -> None:
         replies, stream = self._replies, self._stream
-        heard = time.monotonic()
+        heard = looked = time.monotonic()
         try:
             while self.lost is None:
                 count = stream.receive(replies.buffers())
-                if count is None:
-                    heard = self._check_patience(heard)
-                    continue
-                if not count:
+                now = time.monotonic()
+                if count == 0:
                     raise RemoteError("The server closed the connection", errno.ECONNRESET)
-                if self._patience:
-                    heard = time.monotonic()
+                if now - looked >= TICK_SECONDS:
+                    self._check_patience(now, heard if count is None else now)
+                    looked = now
+                if count is None:
+                    continue
+                heard = now
                 for command in replies.received(count):
                     command.finished.release()
         except BlocklayerError as error:
@@ -106,15 +114,20 @@ class Connection:
             self._break(RemoteError(f"Reading replies failed: {error!r}", errno.EIO))
             raise
 
-    def _check_patience(self, heard: float) -> float:
-        """No bytes for a while. Raises `RemoteError` if somebody has waited for too long."""
-        if not self._replies.pending or not self._patience:
-            return time.monotonic()
-        if time.monotonic() - heard > self._patience:
+    def _check_patience(self, now: float, heard: float) -> None:
+        """Whether somebody has waited for too long: in silence, or while others were answered.
+
+        Raises `RemoteError`.
+        """
+        with self._registering:
+            oldest = next(iter(self._replies.pending.values()), None)
+        if oldest is None or not self._patience:
+            return
+        silence, age = now - max(heard, oldest.started), now - oldest.started
+        if silence > self._patience or age > OVERTAKEN_FACTOR * self._patience:
             raise RemoteError(
                 f"The server has not answered for {self._patience:g} seconds", errno.ETIMEDOUT
             )
-        return heard
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ Source: "The NBD protocol", section "Transmission phase".
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from blocklayer.base.buffers import Vector, slice_vector
 from blocklayer.base.units import KiB, MiB
 from blocklayer.nbd import wire
@@ -107,8 +109,11 @@ class Replies:
             return [*self._target, free]
         return [free]
 
-    def received(self, count: int) -> list[Command]:
-        """`count` bytes are in the buffers; the commands that have their whole answer now."""
+    def received(self, count: int) -> Iterator[Command]:
+        """`count` bytes are in the buffers; the commands that have their whole answer now.
+
+        They are told one by one, since the server may be right about some before it is wrong.
+        """
         if self._left and self._target is not None:
             direct = min(count, self._left)
             self._advance(direct)
@@ -116,8 +121,8 @@ class Replies:
         self._end += count
         done: list[Command] = []
         while self._step(done):
-            pass
-        return done
+            if done:
+                yield done.pop()
 
     def _advance(self, count: int) -> None:
         """`count` bytes of the payload are where they belong."""

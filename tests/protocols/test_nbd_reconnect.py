@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections that break: what waits, what fails, and when; nothing hangs."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import blocklayer
+from blocklayer.base.errors import IoError, OpenError
+from blocklayer.core.disk import Disk
+from blocklayer.nbd import wire
+from tests.nbd.server_bytes import (
+    FLAGS,
+    MiB,
+    chunk,
+    content,
+    info_blocks,
+    info_export,
+    negotiation,
+    simple,
+)
+from tests.support import needs
+from tests.support.fake_nbd import Behaviour, fake_server, receive, requests, skip_options
+from tests.support.nbd_servers import nbdkit, running
+
+
+def opened(path: Path, mode: str = "r+", **options: Any) -> Disk:
+    file = {"driver": "nbd", "server": {"type": "unix", "path": str(path)}, **options}
+    return blocklayer.open({"driver": "raw", "file": file}, mode=mode)
+
+
+def only(name: str, seconds: int) -> dict[str, Any]:
+    """One option."""
+    return {name: seconds}
+
+
+def greet(connection: socket.socket) -> None:
+    connection.sendall(negotiation("structured", export=info_export(flags=FLAGS)))
+    skip_options(connection)
+
+
+def serve(connection: socket.socket, *, limit: int = 1 << 60) -> None:
+    """Answer reads with the letter ``s`` and everything else with consent, so many times."""
+    greet(connection)
+    for count, (head, _) in enumerate(requests(connection)):
+        if count >= limit:
+            return
+        if head.command == wire.CMD_READ:
+            data = content(head.offset, b"s" * head.length)
+            connection.sendall(chunk(wire.REPLY_OFFSET_DATA, data, cookie=head.cookie))
+        else:
+            connection.sendall(simple(head.cookie))
+
+
+def until_lost(limit: int) -> Behaviour:
+    return lambda connection: serve(connection, limit=limit)
+
+
+def silent(connection: socket.socket) -> None:
+    """Say nothing until the client goes."""
+    receive(connection, 1 << 30)
+
+
+# --- waiting for another connection -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["read", "write", "zero", "discard", "flush"])
+def test_a_request_in_flight_is_sent_again(verb: str, tmp_path: Path) -> None:
+    with fake_server(tmp_path / "s", until_lost(1), serve) as server:
+        with opened(server.path, **only("reconnect-delay", 10)) as disk:
+            assert disk.read(0, 4) == b"ssss"
+            actions: dict[str, Callable[[], object]] = {
+                "read": lambda: disk.read(0, 4),
+                "write": lambda: disk.write(0, b"data"),
+                "zero": lambda: disk.write_zeroes(0, 4096),
+                "discard": lambda: disk.node.discard(0, 4096),
+                "flush": disk.flush,
+            }
+            actions[verb]()
+        assert server.accepted == 2
+
+
+def test_many_threads_wait_for_one_connection(tmp_path: Path) -> None:
+    failures: list[BaseException] = []
+    with (
+        fake_server(tmp_path / "s", until_lost(100), until_lost(50), serve) as server,
+        opened(server.path, **only("reconnect-delay", 20)) as disk,
+    ):
+
+        def work() -> None:
+            try:
+                for _ in range(40):
+                    assert disk.read(512, 512) == b"s" * 512
+            except BaseException as error:
+                failures.append(error)
+
+        workers = [threading.Thread(target=work) for _ in range(8)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert server.accepted == 3
+    assert failures == []
+
+
+@needs("nbdkit")
+def test_a_server_killed_and_started_again(tmp_path: Path) -> None:
+    """Writing goes on while the server dies twice; everything that was written is there."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(4 * MiB))
+    failures: list[BaseException] = []
+    stop = threading.Event()
+    with running(nbdkit(tmp_path / "s", "file", str(image)), tmp_path / "s") as peer:
+        with opened(peer.socket, **only("reconnect-delay", 30)) as disk:
+            written = [0] * 4
+
+            def work(number: int) -> None:
+                try:
+                    while not stop.is_set():
+                        count = written[number] % 256
+                        disk.write(number * MiB + count * 4096, bytes([number + 1]) * 4096)
+                        written[number] += 1
+                except BaseException as error:
+                    failures.append(error)
+
+            workers = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+            for worker in workers:
+                worker.start()
+            for _ in range(2):
+                before = list(written)
+                while any(now <= then for now, then in zip(written, before, strict=True)):
+                    time.sleep(0.01)
+                peer.kill()
+                time.sleep(0.2)
+                peer.start()
+            before = list(written)
+            while any(now <= then for now, then in zip(written, before, strict=True)):
+                time.sleep(0.01)
+            stop.set()
+            for worker in workers:
+                worker.join()
+            assert failures == []
+        data = image.read_bytes()
+        for number in range(4):
+            for count in range(min(written[number], 256)):
+                start = number * MiB + count * 4096
+                assert data[start : start + 4096] == bytes([number + 1]) * 4096
+
+
+# --- giving up ----------------------------------------------------------------------------------
+
+
+def test_without_a_delay_a_request_in_flight_fails(tmp_path: Path) -> None:
+    with (
+        fake_server(tmp_path / "s", until_lost(1), serve) as server,
+        opened(server.path) as disk,
+    ):
+        disk.read(0, 4)
+        with pytest.raises(IoError, match="closed the connection") as failure:
+            disk.read(0, 4)
+        assert failure.value.errno == 5
+        assert disk.read(0, 4) == b"ssss"  # a new one connects again
+
+
+def test_when_the_delay_is_over_requests_fail(tmp_path: Path) -> None:
+    disk = opened_then_gone(tmp_path, **{"reconnect-delay": 1})
+    started = time.monotonic()
+    with pytest.raises(IoError, match="Failed to connect"):
+        disk.read(0, 4)
+    assert 0.5 < time.monotonic() - started < 5
+    started = time.monotonic()
+    with pytest.raises(IoError, match="Failed to connect"):
+        disk.read(0, 4)
+    assert time.monotonic() - started < 0.5
+    with pytest.raises(IoError):  # the flush
+        disk.close()
+
+
+def opened_then_gone(tmp_path: Path, **options: Any) -> Disk:
+    with fake_server(tmp_path / "s", serve) as server:
+        disk = opened(server.path, **options)
+        assert disk.read(0, 4) == b"ssss"
+    return disk
+
+
+def test_another_export_is_not_taken_for_the_same(tmp_path: Path) -> None:
+    def smaller(connection: socket.socket) -> None:
+        connection.sendall(negotiation("structured", export=info_export(MiB // 2)))
+        skip_options(connection)
+        silent(connection)
+
+    with fake_server(tmp_path / "s", until_lost(1), smaller) as server:
+        disk = opened(server.path, "r", **only("reconnect-delay", 1))
+        disk.read(0, 4)
+        with pytest.raises(IoError, match="is not what it was"):
+            disk.read(0, 4)
+        disk.close()
+
+
+def test_a_server_that_breaks_the_protocol_is_not_asked_again(tmp_path: Path) -> None:
+    def liar(connection: socket.socket) -> None:
+        greet(connection)
+        for head, _ in requests(connection):
+            connection.sendall(chunk(cookie=head.cookie))
+
+    with fake_server(tmp_path / "s", liar) as server:
+        disk = opened(server.path, "r", **only("reconnect-delay", 60))
+        with pytest.raises(IoError, match="broke the NBD protocol: 4 bytes of content were never"):
+            disk.read(0, 4)
+        disk.close()
+        assert server.accepted == 1
+
+
+def test_a_server_that_dies_of_a_request_is_not_asked_for_ever(tmp_path: Path) -> None:
+    with fake_server(tmp_path / "s", until_lost(0)) as server:
+        disk = opened(server.path, "r", **only("reconnect-delay", 60))
+        with pytest.raises(IoError, match="connection"):
+            disk.read(0, 4)
+        disk.close()
+        assert server.accepted <= 12
+
+
+def test_silence_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    def deaf(connection: socket.socket) -> None:
+        greet(connection)
+        silent(connection)
+
+    with fake_server(tmp_path / "s", deaf) as server:
+        disk = opened(server.path, "r", **only("request-timeout", 1))
+        started = time.monotonic()
+        with pytest.raises(IoError, match="has not answered for 1 seconds"):
+            disk.read(0, 4)
+        assert time.monotonic() - started < 6
+        disk.close()
+
+
+@pytest.mark.slow
+def test_a_request_that_the_server_has_forgotten_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """It answers all others meanwhile, so that there is no silence."""
+
+    def forgetful(connection: socket.socket) -> None:
+        greet(connection)
+        for head, _ in requests(connection):
+            if head.offset:
+                data = content(head.offset, b"s" * head.length)
+                connection.sendall(chunk(wire.REPLY_OFFSET_DATA, data, cookie=head.cookie))
+
+    with fake_server(tmp_path / "s", forgetful) as server:
+        disk = opened(server.path, "r", **only("request-timeout", 1))
+        failures: list[IoError] = []
+
+        def ask_in_vain() -> None:
+            with pytest.raises(IoError) as failure:
+                disk.read(0, 4)
+            failures.append(failure.value)
+
+        thread = threading.Thread(target=ask_in_vain)
+        thread.start()
+        started = time.monotonic()
+        while thread.is_alive():
+            with contextlib.suppress(IoError):  # when the connection is given up
+                disk.read(512, 4)
+            assert time.monotonic() - started < 25
+        thread.join()
+        assert "has not answered" in str(failures[0])
+        disk.close()
+
+
+def test_a_server_that_takes_no_data_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    def stuffed(connection: socket.socket) -> None:
+        greet(connection)
+        threading.Event().wait(4)
+
+    with fake_server(tmp_path / "s", stuffed) as server:
+        disk = opened(server.path, **only("request-timeout", 1))
+        started = time.monotonic()
+        with pytest.raises(IoError, match=r"timed out|has not answered"):
+            disk.write(0, bytes(MiB))
+        assert time.monotonic() - started < 6
+        with pytest.raises(IoError):
+            disk.close()
+
+
+# --- opening ------------------------------------------------------------------------------------
+
+
+def test_opening_waits_for_a_server(tmp_path: Path) -> None:
+    servers = []
+
+    def start() -> None:
+        time.sleep(0.7)
+        servers.append(fake_server(tmp_path / "s", serve))
+        servers[0].__enter__()
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    with opened(tmp_path / "s", **only("open-timeout", 20)) as disk:
+        assert disk.read(0, 1) == b"s"
+    thread.join()
+    servers[0].__exit__(None, None, None)
+
+
+def test_opening_does_not_wait_for_ever(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(OpenError, match="No such file or directory"):
+        opened(tmp_path / "s", **only("open-timeout", 1))
+    assert 0.9 < time.monotonic() - started < 4
+    started = time.monotonic()
+    with pytest.raises(OpenError, match="No such file or directory"):
+        opened(tmp_path / "s")
+    assert time.monotonic() - started < 0.5
+
+
+def test_several_connections_only_where_the_server_says_so(tmp_path: Path) -> None:
+    multi = FLAGS | wire.FLAG_CAN_MULTI_CONN
+
+    def consistent(connection: socket.socket) -> None:
+        connection.sendall(negotiation("simple", info_blocks(), export=info_export(flags=multi)))
+        skip_options(connection)
+        for head, _ in requests(connection):
+            connection.sendall(simple(head.cookie))
+
+    with fake_server(tmp_path / "a", consistent) as server:
+        with opened(server.path, connections=4) as disk:
+            disk.write(0, bytes(MiB))
+        assert server.accepted == 4
+    with fake_server(tmp_path / "b", serve) as server:
+        with opened(server.path, connections=4) as disk:
+            disk.write(0, bytes(MiB))
+        assert server.accepted == 1
+
+
+def test_nothing_is_left_when_a_disk_is_closed(tmp_path: Path) -> None:
+    with fake_server(tmp_path / "s", serve) as server:
+        opened(server.path).close()
+        assert [t.name for t in threading.enumerate() if t.name == "blocklayer-nbd"] == []
