@@ -61,7 +61,7 @@ def secret(name: object) -> str | None:
         import binascii
 
         try:
-            return base64.b64decode(data).decode()
+            return base64.b64decode("".join(data.split()), validate=True).decode()
         except (binascii.Error, UnicodeDecodeError):
             return None
     return str(data)
