@@ -199,7 +199,7 @@ def test_tls_to_qemu(tmp_path: Path, certificates: Path, creds: str) -> None:
 def test_a_server_without_tls_gets_no_plain_text(tmp_path: Path, creds: str) -> None:
     path = tmp_path / "s"
     command = nbdkit(path, "--tls=off", "memory", "1M")
-    with running(command, path), pytest.raises(OpenError, match="(?i)starttls"):
+    with running(command, path), pytest.raises(OpenError, match=r"(?i)starttls"):
         opened(path=str(path), **{"tls-creds": creds})
 
 
