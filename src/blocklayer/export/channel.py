@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -28,6 +29,9 @@ SEND_BUFFER = 4 * 1024 * 1024
 
 SEND_SECONDS = 0.1
 """For how long a piece of an answer may wait for the client: see `try_sendfile`."""
+
+SENDFILE_MAX = 512 * 1024
+"""Bytes of one system call: between them, the time is looked at."""
 
 _READ_SIZE = 256 * 1024
 
@@ -117,14 +121,17 @@ class Channel:
         The caller has the channel for itself.
         """
         sent = 0
+        started = time.monotonic()
         while sent < length:
+            size = min(length - sent, SENDFILE_MAX)
             try:
-                count = os.sendfile(self._socket.fileno(), descriptor, offset + sent, length - sent)
+                count = os.sendfile(self._socket.fileno(), descriptor, offset + sent, size)
             except BlockingIOError:
                 break
-            if not count:
-                break
             sent += count
+            # A client that takes a little again and again never makes us wait for long at once.
+            if not count or time.monotonic() - started > SEND_SECONDS:
+                break
         return sent
 
     def begin_transmission(self) -> None:

@@ -173,6 +173,7 @@ class Commands:
                 if position:
                     # The client was told that all is well: only leaving tells it otherwise.
                     raise ConnectionAbortedError(f"read failed in an answer: {error}") from error
+                self._export.stats.errors += 1
                 send([self._failure("read", cookie, offset, error)])
                 return
             send([piece] if position else [head, piece])
@@ -191,6 +192,7 @@ class Commands:
                     self._disk.read_into(offset + position, piece)
             except BlocklayerError as error:
                 if not position:
+                    self._export.stats.errors += 1
                     send([self._failure("read", cookie, offset, error)])
                     return
                 failure = (offset + position, error)
@@ -223,6 +225,7 @@ class Commands:
                 if position:
                     send([self._failure_at("read", cookie, offset, error, place)])
                 else:
+                    self._export.stats.errors += 1
                     send([self._failure("read", cookie, offset, error)])
                 return
             position += len(piece)
@@ -342,6 +345,7 @@ class Commands:
         self, name: str, cookie: int, offset: int, error: BlocklayerError, place: int
     ) -> bytes:
         code = error_code(error)
+        self._export.stats.errors += 1
         return self._replies.error_at(cookie, offset, code, error_words(name, error), place)
 
     def _flush(self, item: Item) -> bytes:
