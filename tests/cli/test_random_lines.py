@@ -67,7 +67,7 @@ KNOWN = (
         ("code", "stdout", "complaint", "files"),
         "QED disks can shrink",
     ),
-    Known(r"^rebase .*-b \S+ (?!-F)", ("complaint",), "the format is asked for first"),
+    Known(r"^rebase .*-b \S+( (?!-F)|$)", ("complaint",), "the format is asked for first"),
     Known(r"^rebase .*-b -", ("complaint",), "the format is asked for first"),
     Known(r"^rebase (?!.*-b)", ("complaint",), "no name is not called (null)"),
     Known(
