@@ -131,6 +131,11 @@ class Bitmap:
         for offset, length in other.runs():
             self.set(offset, length)
 
+    def keep_only(self, other: Bitmap) -> None:
+        """Unmark what `other`, of the same size and granularity, does not mark."""
+        with self._lock:
+            self._bits &= other._bits
+
     def resize(self, size: int) -> None:
         """The disk has another size: granules behind it are forgotten, new ones are clean."""
         with self._lock:
@@ -153,6 +158,8 @@ class DirtyBitmap(Bitmap):
         super().__init__(size, granularity)
         self.name = name
         self.enabled = enabled
+        self.busy = False
+        """A job uses it: it is not to be changed by others."""
 
     def record(self, offset: int, length: int) -> None:
         """A write has happened."""

@@ -319,6 +319,12 @@ def copy_up(node: FormatNode, offset: int, length: int) -> None:
             position = extent.end
 
 
+def copy_up_all(node: FormatNode, offset: int, length: int) -> None:
+    """`copy_up`, and zero clusters for what no layer has: another layer may come below."""
+    start = align_down(offset, node.cluster_size)
+    _copy_clusters(node, start, min(align_up(offset + length, node.cluster_size), node.size))
+
+
 def _copy_clusters(node: FormatNode, start: int, end: int) -> None:
     """Copy the clusters of a range that are still unallocated."""
     ranges = [(start, align_up(end, node.cluster_size))]

@@ -203,14 +203,14 @@ class CopyingJob(Job):
         """Mark what makes the target equal to the source, and find out what is zero there."""
         engine = self.engine
         punching = self.target.detect_zeroes == "unmap" and engine.unmap
-        is_zero = self.options.get("target_is_zero") or self._target_reads_as_zero()
+        is_zero = self.options.get("target_is_zero") or self.target_reads_as_zero()
         if is_zero and not punching:
             engine.zero.set(0, engine.size)
             self.mark(lambda row: not row[3])
         else:
             engine.dirty.set(0, engine.size)
 
-    def _target_reads_as_zero(self) -> bool:
+    def target_reads_as_zero(self) -> bool:
         """Asked once, before any guest waits for it."""
         node = self.target.node
         for batch in row_batches(node, 0, node.size):
@@ -332,7 +332,7 @@ class CopyingJob(Job):
         except IoFailed as failure:
             self._step_failed(step, failure)
         except Exception as error:
-            self._mark_again(step)
+            self.unclaim(step)
             self._failure = f"internal error: {type(error).__name__}: {error}"
             raise
         finally:
@@ -343,12 +343,13 @@ class CopyingJob(Job):
             with self.changed:
                 self.limit.account(moved.data)
 
-    def _mark_again(self, step: Step) -> None:
+    def unclaim(self, step: Step) -> None:
+        """A step has failed: it is to be taken again."""
         for offset, length in step.runs:
             self.engine.dirty.set(offset, length)
 
     def _step_failed(self, step: Step, failure: IoFailed) -> None:
-        self._mark_again(step)
+        self.unclaim(step)
         self._on_failure(failure)
 
     def _on_failure(self, failure: IoFailed) -> None:

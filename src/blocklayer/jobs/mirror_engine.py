@@ -103,6 +103,31 @@ class Engine:
         self._ranges.run([self._whole(start, end - start)], self._copy_runs, runs, buffer, moved)
         return moved
 
+    def copy_marked(
+        self, runs: list[tuple[int, int]], buffer: bytearray, *, whole: bool = False
+    ) -> Moved:
+        """Bring what is marked in some ranges to the target, and unmark it.
+
+        whole  also the rest of the granules at the ends. Raises `IoFailed`; then what is not done
+               is still marked.
+        """
+        start, end = self._whole(runs[0][0], sum(runs[-1]) - runs[0][0])
+        if whole:
+            runs = [(start, min(end, self.size) - start)]
+        moved = Moved()
+        self._ranges.run([(start, end)], self._copy_marked, runs, buffer, moved)
+        return moved
+
+    def _copy_marked(self, runs: list[tuple[int, int]], buffer: bytearray, moved: Moved) -> None:
+        for offset, length in runs:
+            end = offset + length
+            for start, count in self.dirty.runs(offset):
+                if start >= end:
+                    break
+                start, stop = max(start, offset), min(start + count, end)
+                self._copy_runs([(start, stop - start)], buffer, moved)
+                self.dirty.clear(start, stop - start)
+
     def _copy_runs(self, runs: list[tuple[int, int]], buffer: bytearray, moved: Moved) -> None:
         load = _Load(self, buffer, moved)
         for offset, length in runs:

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backup: the disk as it was when the job began, while guests go on writing to it.
+
+What is left to copy is in one bitmap. Before a guest changes something that is left, it copies that
+to the target itself; the job copies the rest. Nobody copies anything twice:
+
+    under the lock of the granules:  is it left?  copy it, then it is not
+    after that the guest may write:  whoever looks finds that nothing is left there
+
+A guest never fails because the target does: then the backup has failed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from blocklayer.base.buffers import Vector
+from blocklayer.base.errors import InvalidArgument, NotSupported
+from blocklayer.base.units import KiB
+from blocklayer.core.bitmap import Bitmap, DirtyBitmap
+from blocklayer.core.mapping import row_batches
+from blocklayer.jobs.copying import CopyingJob, Step, default_granularity
+from blocklayer.jobs.errors import job_error
+from blocklayer.jobs.job import REPORT, check_policy
+from blocklayer.jobs.job_filter import JobFilter
+from blocklayer.jobs.mirror_engine import READ, IoFailed, Moved
+
+if TYPE_CHECKING:
+    from blocklayer.core.graph import Graph
+    from blocklayer.core.node import Node
+    from blocklayer.jobs.manager import Jobs
+    from blocklayer.jobs.transaction import JobTransaction
+
+SYNC_MODES = ("full", "top", "none", "incremental", "bitmap")
+BITMAP_MODES = ("on-success", "never", "always")
+
+GUEST_BUFFER = 1024 * KiB
+
+
+class BeforeWriteFilter(JobFilter):
+    """Copies what is there before it is changed."""
+
+    driver = "copy-before-write"
+
+    def __init__(self, child: Node, job: BackupJob, busy: str) -> None:
+        super().__init__(child, busy)
+        self._job = job
+
+    def writev(self, offset: int, vector: Vector) -> None:
+        """Copy, then write."""
+        self._job.before_change(offset, sum(map(len, vector)))
+        super().writev(offset, vector)
+
+    def zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Copy, then zero."""
+        self._job.before_change(offset, length)
+        super().zero(offset, length, flags)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Copy, then discard."""
+        self._job.before_change(offset, length)
+        super().discard(offset, length)
+
+
+class BackupJob(CopyingJob):
+    """See the module."""
+
+    type = "backup"
+    _saved: Bitmap | None = None
+    """What the bitmap held when the job began."""
+
+    def make_filter(self) -> BeforeWriteFilter:
+        """Sees guests' writes."""
+        name = self.graph.name_of(self.source)
+        return BeforeWriteFilter(self.source, self, f"Node '{name}' is busy: {self.busy}")
+
+    def enter(self) -> None:
+        """The moment that is kept: the bitmap is taken, and everything after it is new."""
+        is_full, punching = self.options["sync"] == "full", self.target.detect_zeroes == "unmap"
+        if is_full and not punching and self.target_reads_as_zero():
+            self.engine.zero.set(0, self.engine.size)
+        with self.graph.drained(self.source):
+            sync, bitmap = self.options["sync"], self.options["bitmap_object"]
+            if bitmap is not None:
+                self._saved = Bitmap(bitmap.size, bitmap.granularity)
+                self._saved.merge(bitmap)
+                bitmap.busy = True
+                if self.options["bitmap_mode"] != "never":
+                    bitmap.clear()
+            if sync in ("incremental", "bitmap"):
+                assert self._saved is not None
+                self.engine.dirty.merge(self._saved)
+            else:
+                self.engine.dirty.set(0, self.engine.size)
+            super().enter()
+
+    # --- guests ---------------------------------------------------------------------------------
+
+    def before_change(self, offset: int, length: int) -> None:
+        """A guest is going to change a range."""
+        engine = self.engine
+        if engine.stopped or not engine.dirty.any_set(offset, length):
+            return
+        try:
+            moved = engine.copy_marked([(offset, length)], bytearray(GUEST_BUFFER), whole=True)
+            self._guest_moved(moved.data + moved.zero)
+        except IoFailed as failure:
+            reading = failure.side == READ
+            data = {
+                "device": self.id,
+                "operation": "read" if reading else "write",
+                "action": REPORT,
+            }
+            self.jobs.emit("BLOCK_JOB_ERROR", data)
+            self._failure = self._failure or job_error(failure.error)
+            engine.stopped = True
+
+    # --- the work -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Copy what is left until nothing is. Raises `JobCancelled`, and what went wrong."""
+        sync = self.options["sync"]
+        if sync == "none":
+            while True:  # guests' writes alone; until it is cancelled
+                self.pause_point()
+                self.raise_failure()
+                self.sleep(1, lambda: self._failure is not None)
+        if sync == "top":
+            self._leave_out_backing()
+        self.copy_all()
+        self.flush_target()
+
+    def _leave_out_backing(self) -> None:
+        """Unmark what the top layer does not have. What a guest adds to it meanwhile was copied."""
+        wanted = Bitmap(self.engine.size, self.engine.granularity)
+        for batch in row_batches(self.source, 0, self.engine.size):
+            for row in batch:
+                if row[4] and row[5] == 0:
+                    wanted.set(row[0], row[1])
+            self.pause_point()
+            self.raise_failure()
+        self.engine.dirty.keep_only(wanted)
+
+    @property
+    def total(self) -> int:
+        """What is done and what is left: that stays marked until it is done."""
+        if not hasattr(self, "engine"):
+            return 0
+        return self._current + min(self.engine.dirty.count, self.engine.size)
+
+    def unclaim(self, step: Step) -> None:
+        """Nothing: it is marked still, but for what guests have copied meanwhile."""
+
+    def claim(self, step: Step) -> None:
+        """Nothing: what is left is unmarked when it has been copied."""
+
+    def do_step(self, step: Step, buffer: bytearray) -> Moved:
+        """Copy what is still left of a step."""
+        return self.engine.copy_marked(step.runs, buffer)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Guests need not copy any more."""
+        self.raise_failure()
+        self.target.flush()
+        self.leave()
+
+    def commit(self) -> None:
+        """What was written since the beginning is what the next backup has to copy."""
+        self._release_bitmap()
+
+    def abort(self) -> None:
+        """What was to be copied is to be copied the next time."""
+        super().abort()
+        bitmap, saved = self.options["bitmap_object"], self._saved
+        if bitmap is not None and saved is not None:
+            mode, sync = self.options["bitmap_mode"], self.options["sync"]
+            if mode == "on-success":
+                bitmap.merge(saved)
+            elif mode == "always":
+                for offset, length in self.engine.dirty.runs():
+                    bitmap.set(offset, length)
+                if sync not in ("incremental", "bitmap"):
+                    bitmap.merge(saved)
+        self._release_bitmap()
+
+    def _release_bitmap(self) -> None:
+        bitmap = self.options["bitmap_object"]
+        if bitmap is not None:
+            bitmap.busy = False
+
+
+def start(
+    graph: Graph,
+    jobs: Jobs,
+    *,
+    device: str,
+    target: str,
+    sync: str,
+    job_id: str | None = None,
+    speed: int = 0,
+    bitmap: str | None = None,
+    bitmap_mode: str | None = None,
+    compress: bool = False,
+    on_source_error: str = REPORT,
+    on_target_error: str = REPORT,
+    filter_node_name: str | None = None,
+    auto_finalize: bool = True,
+    auto_dismiss: bool = True,
+    x_perf: dict[str, Any] | None = None,
+    transaction: JobTransaction | None = None,
+) -> BackupJob:
+    """Back up node `device` to node `target`; the names are QMP's. Returns the job.
+
+    With a `transaction` the job is created and not started. Raises `InvalidArgument` and other
+    errors of the package; then nothing has changed.
+    """
+    if sync not in SYNC_MODES:
+        raise InvalidArgument(f"Parameter 'sync' does not accept value '{sync}'")
+    source, destination = graph.find(device), graph.find(target)
+    job_id = device if job_id is None else job_id
+    jobs.check_id(job_id)
+    if source is destination:
+        raise InvalidArgument("Source and target cannot be the same")
+    if compress:
+        raise NotSupported("Compression is not supported for this drive " + target)
+    sync, bitmap_mode = check_bitmap_options(sync, bitmap, bitmap_mode)
+    found = find_bitmap(source, bitmap)
+    graph.require_unblocked(source)
+    graph.require_unblocked(destination)
+    if source.size != destination.size:
+        raise InvalidArgument("Source and target image have different sizes")
+    if filter_node_name is not None:
+        graph.check_new_name(filter_node_name)
+    granularity = max(64 * KiB, default_granularity(destination))
+    options = {
+        "target": destination,
+        "sync": sync,
+        "bitmap_object": found,
+        "bitmap_mode": bitmap_mode,
+        "speed": speed,
+        "granularity": granularity if found is None else min(granularity, found.granularity),
+        "buf_size": 0,
+        "unmap": True,
+        "on_source_error": check_policy("on-source-error", on_source_error),
+        "on_target_error": check_policy("on-target-error", on_target_error),
+        "filter_node_name": filter_node_name,
+        "auto_finalize": auto_finalize,
+        "auto_dismiss": auto_dismiss,
+        "transaction": transaction,
+    }
+    job = BackupJob(graph, jobs, job_id, source, options)
+    if transaction is None:
+        job.start()
+    return job
+
+
+def check_bitmap_options(sync: str, bitmap: str | None, mode: str | None) -> tuple[str, str | None]:
+    """Raise `InvalidArgument` for combinations without a meaning; sync and bitmap mode to use."""
+    if mode is not None and mode not in BITMAP_MODES:
+        raise InvalidArgument(f"Parameter 'bitmap-mode' does not accept value '{mode}'")
+    if sync in ("incremental", "bitmap") and bitmap is None:
+        raise InvalidArgument(f"must provide a valid bitmap name for '{sync}' sync mode")
+    if sync == "incremental":
+        if mode not in (None, "on-success"):
+            raise InvalidArgument(
+                "Bitmap sync mode must be 'on-success' when using sync mode 'incremental'"
+            )
+        mode = "on-success"
+    if bitmap is None:
+        if mode is not None:
+            raise InvalidArgument("Cannot specify bitmap sync mode without a bitmap")
+        return sync, None
+    if mode is None:
+        raise InvalidArgument("Bitmap sync mode must be given when providing a bitmap")
+    if sync == "none":
+        raise InvalidArgument("sync mode 'none' does not produce meaningful bitmap outputs")
+    if mode == "never" and sync != "bitmap":
+        raise InvalidArgument(
+            "Bitmap sync mode 'never' has no meaningful effect when combined with sync mode"
+            f" '{sync}'"
+        )
+    return sync, mode
+
+
+def find_bitmap(node: Node, name: str | None) -> DirtyBitmap | None:
+    """The bitmap of a node, if one is wanted. Raises `InvalidArgument`."""
+    if name is None:
+        return None
+    bitmap = node.hooks.bitmaps.get(name) if node.hooks is not None else None
+    if bitmap is None:
+        raise InvalidArgument(f"Bitmap '{name}' could not be found")
+    if bitmap.busy:
+        raise InvalidArgument(
+            f"Bitmap '{name}' is currently in use by another operation and cannot be used"
+        )
+    return bitmap

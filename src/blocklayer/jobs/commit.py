@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commit: what layers hold goes down into the one below them, while guests go on.
+
+active        from the layer that guests write to: a mirror into the base, which becomes ready,
+              and on `complete` everybody stands on the base
+intermediate  from a layer further down: ends by itself, and the layer above it then lies
+              directly over the base
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from blocklayer.base.errors import InvalidArgument
+from blocklayer.core.graph_edges import skip_filters
+from blocklayer.core.node import FormatNode
+from blocklayer.jobs import chains
+from blocklayer.jobs.copying import CopyingJob
+from blocklayer.jobs.job import REPORT, check_policy
+from blocklayer.jobs.mirror import BACKGROUND, MirrorJob
+
+if TYPE_CHECKING:
+    from blocklayer.base.extent import Row
+    from blocklayer.core.graph import Graph
+    from blocklayer.core.graph_disk import GraphDisk
+    from blocklayer.core.node import Node
+    from blocklayer.jobs.manager import Jobs
+    from blocklayer.jobs.transaction import JobTransaction
+
+
+class _IntoBase(CopyingJob):
+    """What both kinds do with the base: write to it although it lies below others."""
+
+    type = "commit"
+    _was_read_only = False
+
+    def open_target(self, node: Node) -> GraphDisk:
+        """The base, which may be read-only until now, and may have to grow."""
+        for layer in self.options["layers"]:
+            self.graph.block(layer, self, self.busy)
+        self._was_read_only = node.read_only
+        if node.read_only:
+            node.reopen(read_only=False)
+        return self.graph.open_disk(
+            node,
+            writable=True,
+            resizes=True,
+            user=f"commit job '{self.id}'",
+            role="target",
+            follows=False,
+            trusted=True,
+        )
+
+    def grow_base(self) -> None:
+        """The base must have room for everything."""
+        if self.target.size < self.source.size:
+            with self.graph.drained(self.target.node):
+                self.target.resize(self.source.size)
+
+    def is_above(self, row: Row) -> bool:
+        """Whether an extent's answer comes from above the base."""
+        return row[5] < self.options["depth"] and (row[4] or row[3])
+
+    def restore_base(self) -> None:
+        """The base is only read from now on, as before."""
+        node: Node = self.options["target"]
+        if self._was_read_only and not node.read_only:
+            with self.graph.drained(node):
+                node.flush()
+                node.reopen(read_only=True)
+
+
+class ActiveCommitJob(_IntoBase, MirrorJob):
+    """Commit of the layer that guests write to."""
+
+    type = "commit"
+
+    def check_sizes(self) -> None:
+        """The base may grow."""
+        self.grow_base()
+
+    def mark_first(self) -> None:
+        """All that lies above the base."""
+        self.mark(self.is_above)
+
+    def prepare(self) -> None:
+        """As a mirror; the base lies below others again if nobody has moved to it."""
+        super().prepare()
+        if not self.completing:
+            self._restore_when_clean = True
+
+    _restore_when_clean = False
+
+    def abort(self) -> None:
+        """Everybody goes on where they are."""
+        super().abort()
+        self._restore_when_clean = True
+
+    def clean(self) -> None:
+        """Let go of the base."""
+        super().clean()
+        if self._restore_when_clean:
+            self.restore_base()
+
+
+class CommitJob(_IntoBase):
+    """Commit of a layer further down: nobody writes to it."""
+
+    def run(self) -> None:
+        """Copy. Raises `JobCancelled`, and what went wrong."""
+        self.grow_base()
+        self.mark(self.is_above)
+        self.copy_all()
+        self.flush_target()
+
+    def prepare(self) -> None:
+        """The layer above lies over the base from now on, here and in its header."""
+        overlay: FormatNode = self.options["overlay"]
+        base = self.target.node
+        with self.graph.drained(overlay):
+            chains.store_backing(overlay, base, self.options["backing_file"])
+            self.graph.set_backing(overlay, base)
+
+    def clean(self) -> None:
+        """Let go of the base."""
+        super().clean()
+        self.restore_base()
+
+
+def start(
+    graph: Graph,
+    jobs: Jobs,
+    *,
+    device: str,
+    job_id: str | None = None,
+    base_node: str | None = None,
+    base: str | None = None,
+    top_node: str | None = None,
+    top: str | None = None,
+    backing_file: str | None = None,
+    speed: int = 0,
+    on_error: str = REPORT,
+    filter_node_name: str | None = None,
+    auto_finalize: bool = True,
+    auto_dismiss: bool = True,
+    transaction: JobTransaction | None = None,
+) -> MirrorJob | CommitJob:
+    """Commit layers of the chain of node `device`; the names are QMP's. Returns the job.
+
+    From `top` (default: the active layer) down into `base` (default: the lowest). Raises
+    `InvalidArgument` and other errors of the package; then nothing has changed.
+    """
+    active = graph.find(device)
+    job_id = device if job_id is None else job_id
+    jobs.check_id(job_id)
+    if top_node is not None and top is not None:
+        raise InvalidArgument("'top-node' and 'top' are mutually exclusive")
+    if base_node is not None and base is not None:
+        raise InvalidArgument("'base-node' and 'base' are mutually exclusive")
+    chain = graph.backing_chain(active)
+    first = chains.find(graph, chain, top_node, top, "top", chain[0])
+    last = chains.find(graph, chain, base_node, base, "base", chain[-1])
+    at, end = chains.index(chain, first), chains.index(chain, last)
+    if at == end:
+        raise InvalidArgument("cannot commit an image into itself")
+    if at > end:
+        name = graph.name_of(last)
+        raise InvalidArgument(f"'{name}' is not below '{graph.name_of(first)}' in the chain")
+    for layer in chain[at : end + 1]:
+        graph.require_unblocked(layer)
+    if filter_node_name is not None:
+        graph.check_new_name(filter_node_name)
+    options: dict[str, Any] = {
+        "target": last,
+        "layers": chain[at:end],
+        "depth": end - at,
+        "sync": "top",
+        "replaces": None,
+        "speed": speed,
+        "granularity": 0,
+        "buf_size": 0,
+        "unmap": False,
+        "on_source_error": check_policy("on-error", on_error),
+        "on_target_error": on_error,
+        "filter_node_name": filter_node_name,
+        "copy_mode": BACKGROUND,
+        "auto_finalize": auto_finalize,
+        "auto_dismiss": auto_dismiss,
+        "transaction": transaction,
+        "backing_file": backing_file,
+    }
+    job: ActiveCommitJob | CommitJob
+    if first is skip_filters(active):
+        if backing_file is not None:
+            raise InvalidArgument("'backing-file' specified, but 'top' is the active layer")
+        job = ActiveCommitJob(graph, jobs, job_id, active, options)
+    else:
+        overlay = chain[at - 1]
+        graph.require_unblocked(overlay)
+        assert isinstance(overlay, FormatNode)
+        options["layers"] = [*chain[at:end], overlay]
+        options["overlay"] = overlay
+        job = CommitJob(graph, jobs, job_id, first, options)
+    if transaction is None:
+        job.start()
+    return job

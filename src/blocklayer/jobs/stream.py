@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stream: what lower layers hold comes up into a layer, which then lies directly over the base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from blocklayer.base.errors import BlocklayerError, InvalidArgument
+from blocklayer.base.units import MiB
+from blocklayer.core import io as core_io
+from blocklayer.core.mapping import row_batches
+from blocklayer.core.node import FormatNode
+from blocklayer.core.requests import Retired
+from blocklayer.jobs import chains
+from blocklayer.jobs.job import IGNORE, REPORT, Job, check_policy
+
+if TYPE_CHECKING:
+    from blocklayer.base.extent import Row
+    from blocklayer.core.graph import Graph
+    from blocklayer.core.node import Node
+    from blocklayer.jobs.manager import Jobs
+    from blocklayer.jobs.transaction import JobTransaction
+
+PIECE = MiB
+
+
+class StreamJob(Job):
+    """See the module. Guests may write meanwhile: what they have written is not touched."""
+
+    type = "stream"
+
+    def __init__(
+        self, graph: Graph, jobs: Jobs, job_id: str, node: FormatNode, options: dict[str, Any]
+    ) -> None:
+        self.graph = graph
+        self.node = node
+        self.base: Node | None = options["base"]
+        self.options = options
+        self._was_read_only = node.read_only
+        common = ("speed", "auto_finalize", "auto_dismiss", "transaction")
+        super().__init__(jobs, job_id, **{name: options[name] for name in common})
+        for layer in (node, *options["layers"]):
+            graph.block(layer, self, "block device is in use by block job: stream")
+
+    def run(self) -> None:
+        """Copy up. Raises `JobCancelled`, and what went wrong."""
+        if self._was_read_only:
+            with self.graph.drained(self.node):
+                self.node.reopen(read_only=False)
+        self.set_remaining(self.node.size)
+        for batch in row_batches(self.node, 0, self.node.size):
+            for row in batch:
+                if self._is_wanted(row):
+                    self._bring_up(row[0], row[1])
+                else:
+                    self.pause_point()
+                    self.advance(row[1])
+        self.node.flush()
+
+    def _is_wanted(self, row: Row) -> bool:
+        """Whether an extent comes from a layer that is going to be left out."""
+        depth, limit = row[5], int(self.options["depth"])
+        if row[4]:
+            return 0 < depth < limit
+        # Nobody has it. A base that is longer than what lies above it would show through.
+        return self.base is not None and depth < limit and row[0] < self.base.size
+
+    def _bring_up(self, offset: int, length: int) -> None:
+        end = offset + length
+        while offset < end:
+            self.hold_back()
+            count = min(PIECE, end - offset)
+            try:
+                self._copy(offset, count)
+            except BlocklayerError as error:
+                reading = getattr(error, "operation", "read") == "read"
+                action = self.on_error(
+                    self.options["on_error"], "read" if reading else "write", error
+                )
+                if action == REPORT:
+                    raise
+                if action != IGNORE:
+                    continue
+            with self.changed:
+                self.limit.account(count)
+            self.advance(count)
+            offset += count
+
+    def _copy(self, offset: int, length: int) -> None:
+        while True:
+            try:
+                self.node.tracker.run(core_io.copy_up_all, self.node, offset, length)
+                return
+            except Retired:
+                continue
+
+    def prepare(self) -> None:
+        """The layers in between are not needed any more."""
+        with self.graph.drained(self.node):
+            chains.store_backing(self.node, self.base, self.options["backing_file"])
+            self.graph.set_backing(self.node, self.base)
+
+    def clean(self) -> None:
+        """Let go of the layers."""
+        self.graph.unblock(self)
+        if self._was_read_only and not self.node.read_only:
+            with self.graph.drained(self.node):
+                self.node.flush()
+                self.node.reopen(read_only=True)
+
+
+def start(
+    graph: Graph,
+    jobs: Jobs,
+    *,
+    device: str,
+    job_id: str | None = None,
+    base: str | None = None,
+    base_node: str | None = None,
+    bottom: str | None = None,
+    backing_file: str | None = None,
+    speed: int = 0,
+    on_error: str = REPORT,
+    filter_node_name: str | None = None,
+    auto_finalize: bool = True,
+    auto_dismiss: bool = True,
+    transaction: JobTransaction | None = None,
+) -> StreamJob:
+    """Bring what lies between node `device` and its base up into it; the names are QMP's.
+
+    Without a base the image needs no other one afterwards. Raises `InvalidArgument` and other
+    errors of the package; then nothing has changed.
+    """
+    node = graph.find(device)
+    job_id = device if job_id is None else job_id
+    jobs.check_id(job_id)
+    if base is not None and base_node is not None:
+        raise InvalidArgument("'base' and 'base-node' cannot be specified at the same time")
+    if bottom is not None and (base is not None or base_node is not None):
+        raise InvalidArgument("'bottom' and 'base' or 'base-node' cannot be specified together")
+    chain = graph.backing_chain(node)
+    top = chain[0]
+    if not isinstance(top, FormatNode):
+        raise InvalidArgument(f"Node '{device}' has no layers")
+    below: Node | None = None
+    if base is not None or base_node is not None:
+        below = chains.find(graph, chain[1:], base_node, base, "base", chain[-1])
+    elif bottom is not None:
+        last = chains.find(graph, chain[1:], bottom, None, "bottom", chain[-1])
+        number = chains.index(chain, last)
+        below = chain[number + 1] if number + 1 < len(chain) else None
+    depth = len(chain) if below is None else chains.index(chain, below)
+    layers = chain[1:depth]
+    if below is None and backing_file is not None:
+        raise InvalidArgument("backing file specified, but streaming the entire chain")
+    for layer in (top, *layers):
+        graph.require_unblocked(layer)
+    if filter_node_name is not None:
+        graph.check_new_name(filter_node_name)
+    options = {
+        "base": below,
+        "depth": depth,
+        "layers": layers,
+        "backing_file": backing_file,
+        "speed": speed,
+        "on_error": check_policy("on-error", on_error),
+        "auto_finalize": auto_finalize,
+        "auto_dismiss": auto_dismiss,
+        "transaction": transaction,
+    }
+    job = StreamJob(graph, jobs, job_id, top, options)
+    if transaction is None:
+        job.start()
+    return job
