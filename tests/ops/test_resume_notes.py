@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from blocklayer.core.opening import FilenameLike
 from blocklayer.ops import resume, resume_note, verify
 from tests.ops.images import unchanged
 from tests.ops.resuming import PART
+from tests.support import needs_root
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +103,31 @@ def test_the_layers_of_one_source_as_two(memory_path: Path, data: bytes) -> None
     interrupt(top, target, 0.3, options={"size": "2M"})
     with pytest.raises(InvalidArgument, match="its source was 0"):
         blocklayer.convert([alone, base], target, resume=True, options={"size": "2M"})
+
+
+@needs_root()
+@pytest.mark.skipif(not shutil.which("losetup"), reason="there is no losetup")
+def test_a_device_whose_file_was_changed_below_it(tmp_path: Path, data: bytes) -> None:
+    """A device's times are those of its name: what is on it may be changed by other names."""
+    below, target = tmp_path / "below", tmp_path / "target"
+    below.write_bytes(data)
+    done = subprocess.run(
+        ["losetup", "--find", "--show", str(below)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"there are no loop devices here: {done.stderr.decode().strip()}")
+    device = done.stdout.decode().strip()
+    try:
+        interrupt(device, target, 0.9, source_format="raw")
+        changed = data[:300_000] + bytes(reversed(data[300_000:]))
+        below.write_bytes(changed)
+        os.sync()
+        subprocess.run(["blockdev", "--flushbufs", device], check=True)
+        result = blocklayer.convert(device, target, source_format="raw", resume=True)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+    assert target.read_bytes() == changed
+    assert result.resumed <= 300_000
 
 
 # --- notes ----------------------------------------------------------------------------------------

@@ -259,7 +259,9 @@ def _convert_resumably(plan: _Plan) -> ConvertResult:
         if note.stage == COPYING:
             with plan.open_target(work.partial) as disk:
                 copying = plan.copying_into(disk)
-                there = resume.check_parts(disk, note, copying, reporter, plan.quiet)
+                there = resume.check_parts(
+                    plan.whole, plan.disks, disk, note, copying, reporter, plan.quiet
+                )
                 resume.copy_parts(
                     plan.whole,
                     disk=disk,

@@ -23,7 +23,7 @@ from blocklayer.core.copy import CopyOptions, Segment, changing_ranges, copy
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.ops.create import create, remove
-from blocklayer.ops.open_image import open_disk
+from blocklayer.ops.open_image import leaves, open_disk
 from blocklayer.ops.resume_note import (
     WHOLE,
     Job,
@@ -203,6 +203,19 @@ def _stamp(layer: Node) -> dict[str, Any]:
     }
 
 
+def has_times(disks: list[Disk]) -> bool:
+    """Whether the times of what `disks` are on tell that something was changed.
+
+    Those of a block device do not: file systems on it, and other names of it, leave them alone.
+    """
+    return all(_is_regular_file(node) for disk in disks for node in leaves(disk.node))
+
+
+def _is_regular_file(node: Node) -> bool:
+    descriptor: int = getattr(node, "descriptor", -1)
+    return descriptor >= 0 and stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
 def _start(layer: Node) -> int:
     """Where in its file the disk begins, if that can be told: a raw disk may be a window."""
     if not layer.size:
@@ -215,12 +228,19 @@ def _start(layer: Node) -> int:
 
 
 def check_parts(
-    disk: Disk, note: Note, options: CopyOptions, reporter: Reporter, quiet: Reporter
+    source: Whole,
+    disks: list[Disk],
+    disk: Disk,
+    note: Note,
+    options: CopyOptions,
+    reporter: Reporter,
+    quiet: Reporter,
 ) -> int:
     """How far the partial target is right; what lies behind it is made ready to be copied again."""
     position = 0
+    sides = [disk] if has_times(disks) else [disk, source]
     for index, (end, digest) in enumerate(note.parts):
-        if part_digest(Part(disk, position, end), quiet).hex() != digest:
+        if any(part_digest(Part(side, position, end), quiet).hex() != digest for side in sides):
             del note.parts[index:]
             break
         reporter.advance(end - position)
