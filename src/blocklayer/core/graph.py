@@ -59,6 +59,8 @@ class Graph:
         self._changing = threading.RLock()
         self._entries: dict[str, Entry] = {}
         self._by_node: dict[int, Entry] = {}
+        self._filters: dict[int, Node] = {}
+        """Filters that were put above nodes, by the identity of these."""
         self._counter = 100
 
     # --- looking --------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ class Graph:
         package's errors, and then nothing has changed.
         """
         with self._changing:
-            built = Builder(self.find, self._entries.__contains__).build(options)
+            built = Builder(self._find_top, self._entries.__contains__).build(options)
             before = set(self._entries)
             try:
                 node = self._register(built)
@@ -154,6 +156,15 @@ class Graph:
                 raise
             self.entry(node).owned = True
             return node
+
+    def _find_top(self, name: str) -> Node:
+        return self._top_of(self.find(name))
+
+    def _top_of(self, node: Node) -> Node:
+        """Where who wants a node has to stand: above the filters that were put there."""
+        while id(node) in self._filters:
+            node = self._filters[id(node)]
+        return node
 
     def add_node(
         self, node: Node, name: str | None = None, settings: Settings | None = None
@@ -308,6 +319,8 @@ class Graph:
         """
         with self._changing:
             entry = self.entry(name_or_node)
+            if follows:
+                entry = self.entry(self._top_of(entry.node))
             if writable and entry.node.read_only:
                 raise ReadOnly(f"Block node is read-only: '{entry.name}'")
             needs = {READ, *([WRITE] if writable else []), *([RESIZE] if resizes else [])}
@@ -424,11 +437,15 @@ class Graph:
             settings = self.entry(below).settings
             self._note(name, node, settings, owned=False)
             self.replace(below, node)
+            self._filters[id(below)] = node
 
     def remove_filter(self, node: Node, below: Node) -> None:
         """Undo `insert_filter`; `below` may also be another node to stand on from now on."""
         with self.drained(node, below):
             self.replace(node, below)
+            for below_id, above in list(self._filters.items()):
+                if above is node:
+                    del self._filters[below_id]
             entry = self.entry(node)
             children = [edge.child for edge in self.children(node)]
             del self._entries[entry.name], self._by_node[id(node)]

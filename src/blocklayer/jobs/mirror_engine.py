@@ -222,10 +222,11 @@ class Engine:
         def to_source() -> None:
             self.source.writev(offset, vector)
 
-        def to_target(start: int, count: int) -> None:
+        def to_target(start: int, count: int) -> int:
             part = slice_vector(vector, start - offset, count)
             self.zero.clear(start, count)
             self.target.write_many(_at(start, part))
+            return count
 
         self._guest_change(offset, length, to_source, to_target)
 
@@ -235,9 +236,9 @@ class Engine:
         def to_source() -> None:
             self.source.zero(offset, length, flags)
 
-        def to_target(start: int, count: int) -> None:
+        def to_target(start: int, count: int) -> int:
             unmap = self.unmap and bool(flags & UNMAP) and not flags & ALLOCATE
-            self._zero_for_guest(start, count, unmap=unmap)
+            return self._zero_for_guest(start, count, unmap=unmap)
 
         self._guest_change(offset, length, to_source, to_target)
 
@@ -250,26 +251,28 @@ class Engine:
         def to_source() -> None:
             self.source.discard(offset, length)
 
-        def to_target(start: int, count: int) -> None:
+        def to_target(start: int, count: int) -> int:
             if reads_as_zero(self.source, start, count):
-                self._zero_for_guest(start, count, unmap=self.unmap)
-            else:
-                self.dirty.set(start, count)
+                return self._zero_for_guest(start, count, unmap=self.unmap)
+            self.dirty.set(start, count)
+            return 0
 
         self._guest_change(offset, length, to_source, to_target)
 
-    def _zero_for_guest(self, offset: int, length: int, *, unmap: bool) -> None:
+    def _zero_for_guest(self, offset: int, length: int, *, unmap: bool) -> int:
+        moved = Moved()
         try:
-            self._write_zero(offset, length, Moved(), unmap=unmap)
+            self._write_zero(offset, length, moved, unmap=unmap)
         except IoFailed as failure:
             raise failure.error from failure
+        return moved.zero
 
     def _guest_change(
         self,
         offset: int,
         length: int,
         to_source: Callable[[], None],
-        to_target: Callable[[int, int], None],
+        to_target: Callable[[int, int], int],
     ) -> None:
         if self.write_blocking and not self.stopped:
             ranges = [self._whole(offset, length)]
@@ -289,7 +292,7 @@ class Engine:
         offset: int,
         length: int,
         to_source: Callable[[], None],
-        to_target: Callable[[int, int], None],
+        to_target: Callable[[int, int], int],
     ) -> None:
         try:
             to_source()
@@ -304,8 +307,7 @@ class Engine:
         try:
             # Unmarked first: who cannot write the target marks them again.
             self.dirty.clear(start, end - start)
-            to_target(start, end - start)
-            self._on_guest_moved(end - start)
+            self._on_guest_moved(to_target(start, end - start))
         except BlocklayerError as error:
             self.dirty.set(start, end - start)
             self._on_guest_error(error)
