@@ -2,6 +2,7 @@
 """Connections that break: what waits, what fails, and when; nothing hangs."""
 
 import contextlib
+import signal
 import socket
 import threading
 import time
@@ -182,9 +183,9 @@ def test_when_the_delay_is_over_requests_fail(tmp_path: Path) -> None:
         disk.close()
 
 
-def opened_then_gone(tmp_path: Path, **options: Any) -> Disk:
+def opened_then_gone(tmp_path: Path, mode: str = "r+", **options: Any) -> Disk:
     with fake_server(tmp_path / "s", serve) as server:
-        disk = opened(server.path, **options)
+        disk = opened(server.path, mode, **options)
         assert disk.read(0, 4) == b"ssss"
     return disk
 
@@ -285,6 +286,55 @@ def test_a_server_that_takes_no_data_is_not_waited_for_for_ever(tmp_path: Path) 
         assert time.monotonic() - started < 6
         with pytest.raises(IoError):
             disk.close()
+
+
+# --- interrupts ---------------------------------------------------------------------------------
+
+
+def interrupt_soon(seconds: float) -> threading.Timer:
+    """Ctrl-C for the main thread."""
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGINT))
+    timer.start()
+    return timer
+
+
+def test_waiting_can_be_interrupted(tmp_path: Path) -> None:
+    """The bytes that come nonetheless do not go where nobody expects them any more."""
+    go_on = threading.Event()
+
+    def slow(connection: socket.socket) -> None:
+        greet(connection)
+        for count, (head, _) in enumerate(requests(connection)):
+            if not count:
+                go_on.wait(20)
+            data = content(head.offset, b"s" * head.length)
+            connection.sendall(chunk(wire.REPLY_OFFSET_DATA, data, cookie=head.cookie))
+
+    with fake_server(tmp_path / "s", slow) as server, opened(server.path, "r") as disk:
+        buffer = bytearray(1 << 19)
+        timer = interrupt_soon(0.3)
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            disk.read_into(0, buffer)
+        assert time.monotonic() - started < 3
+        timer.join()
+        go_on.set()
+        assert disk.read(4, 4) == b"ssss"
+        assert not any(buffer)
+        assert server.accepted == 1
+
+
+def test_waiting_for_a_connection_can_be_interrupted(tmp_path: Path) -> None:
+    disk = opened_then_gone(tmp_path, "r", **only("reconnect-delay", 60))
+    timer = interrupt_soon(0.3)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        disk.read(0, 4)
+    assert time.monotonic() - started < 3
+    timer.join()
+    disk.close()
 
 
 # --- opening ------------------------------------------------------------------------------------
