@@ -170,7 +170,7 @@ def test_without_a_delay_a_request_in_flight_fails(tmp_path: Path) -> None:
 
 
 def test_when_the_delay_is_over_requests_fail(tmp_path: Path) -> None:
-    disk = opened_then_gone(tmp_path, **{"reconnect-delay": 1})
+    disk = opened_then_gone(tmp_path, **only("reconnect-delay", 1))
     started = time.monotonic()
     with pytest.raises(IoError, match="Failed to connect"):
         disk.read(0, 4)
