@@ -22,6 +22,8 @@ OTHERWISE = {
     "completion": "qemu-img has none",
     "help": "qemu-img has none",
     "digest": "qemu-img has none",
+    "nbd": "its letters are those of qemu-nbd",
+    "daemon": "it is qemu-storage-daemon",
 }
 
 

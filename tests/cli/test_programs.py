@@ -45,8 +45,8 @@ RESULTS = {
 LONG = set(RESULTS) - {"create", "info", "snapshot"}
 """Those that tell how far they are."""
 
-OTHERS = {"amend", "bitmap", "completion", "help", "io"}
-"""No format can, or they talk with people."""
+OTHERS = {"amend", "bitmap", "completion", "daemon", "help", "io"}
+"""No format can, or they talk with people, or in another way with programs."""
 
 
 @pytest.fixture
