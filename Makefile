@@ -73,9 +73,10 @@ bench: peers $(RUN) ## measure, side by side with the peers
 	$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: docs
-docs: $(RUN) ## manual pages, completion scripts, and the page docs/commands.md
+docs: $(DEV) ## manual pages, completion scripts, docs/commands.md and docs/qmp.md
 	$(BIN)/python -m blocklayer.cli.docs build/docs
 	cp build/docs/share/doc/blocklayer/commands.md docs/commands.md
+	$(BIN)/python -m blocklayer.qmp.reference > docs/qmp.md
 
 .PHONY: install-docs
 install-docs: docs ## install what 'make docs' makes below PREFIX, for shells and man to find

@@ -23,13 +23,15 @@ MAY_IMPORT = {
     "ops": {"base", "core", "ops"},
     "jobs": {"base", "core", "ops", "jobs"},
     "export": {"base", "core", "nbd", "export"},
-    "qmp": {"base", "core", "ops", "jobs", "export", "qmp"},
+    "qmp": {"base", "core", "nbd", "ops", "jobs", "export", "qmp"},
     "testing": {"base", "core", "protocols", "filters", "testing"},
     FACADE: {"base", "core", "ops", "jobs", FACADE},
-    "cli": {"base", "core", "ops", "jobs", "export", "qmp", FACADE, "cli"},
+    "cli": {"base", "core", "nbd", "ops", "jobs", "export", "qmp", FACADE, "cli"},
 }
 DRIVERS = {"formats", "protocols", "filters"}
 """Layers whose modules import, of their own layer, only their family: file and file_locks."""
+WHOLE_LAYER = {"qmp": {"msgspec"}}
+"""Packages that a layer is made of: whoever imports the layer asks for them."""
 VERSION = f"{PACKAGE}._version"
 """Read by the build, and by every layer that introduces itself to a peer."""
 MOCK_ASSERTION = "assert_(not_)?(any_)?(called|has_call)"
@@ -67,7 +69,8 @@ def family(parts: list[str]) -> str:
 def other_packages_are_declared_and_deferred(source: Source) -> Iterator[Finding]:
     """The standard library suffices, but for what the project names and a function asks for."""
     extras = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *extras["fast"], *extras["plot"]]
+    wanted = [*PROJECT["dependencies"]]
+    wanted += [each for extra in ("fast", "plot", "metrics", "daemon") for each in extras[extra]]
     names = (re.match(r"[\w-]+", requirement) for requirement in wanted)
     declared = {name.group().replace("-", "_") for name in names if name}
     for imported in source.imports():
@@ -76,7 +79,7 @@ def other_packages_are_declared_and_deferred(source: Source) -> Iterator[Finding
             continue
         if source.layer == "base" or package not in declared:
             yield imported.line, f"{source.layer} imports {package}, which is not in its means"
-        elif not imported.deferred:
+        elif not imported.deferred and package not in WHOLE_LAYER.get(source.layer, ()):
             yield imported.line, f"import {package} where it is used: start-up must not wait for it"
 
 

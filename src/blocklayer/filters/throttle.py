@@ -21,8 +21,9 @@ from weakref import WeakValueDictionary
 from blocklayer.base.align import div_ceil
 from blocklayer.base.buffers import Vector, vector_length
 from blocklayer.base.errors import InvalidArgument, NotSupported
-from blocklayer.base.options import OptionTree
+from blocklayer.base.options import OptionTree, nest
 from blocklayer.base.units import parse_size
+from blocklayer.core import objects
 from blocklayer.core.drivers import FILTER, Driver
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import Node
@@ -192,7 +193,8 @@ def parse_limits(options: OptionTree) -> dict[str, Bucket]:
 
 
 def _open(opener: Opener, options: OptionTree) -> Node:
-    limits_given = options.pop("limits", {})
+    name = options.pop("throttle-group", None)
+    limits_given = options.pop("limits", {}) or _defined_limits(name)
     if not isinstance(limits_given, dict):
         raise InvalidArgument("Invalid parameter type for 'limits', expected: object")
     tree = {**limits_given, **{key: options.pop(key) for key in list(options) if _is_limit(key)}}
@@ -200,11 +202,19 @@ def _open(opener: Opener, options: OptionTree) -> Node:
     size = parse_size(tree.pop("iops-size", 0), "iops-size")
     if tree:
         raise InvalidArgument(f"Invalid parameter '{next(iter(tree))}'")
-    name = options.pop("throttle-group", None)
     shared = Group() if name is None else group(str(name))
     if limits:
         shared.set_limits(limits, operation_size=size)
     return ThrottleNode(opener.open_child(options, "file"), shared)
+
+
+def _defined_limits(name: object) -> OptionTree:
+    """What a ``throttle-group`` object of that name says."""
+    found = objects.find(name) if isinstance(name, str) else None
+    if found is None or found.kind != "throttle-group":
+        return {}
+    limits: OptionTree = nest(found.properties).get("limits", {})
+    return dict(limits)
 
 
 def _is_limit(key: str) -> bool:

@@ -247,6 +247,8 @@ def test_help_fits_the_terminal(
 
 WITHOUT_IMAGES = {"amend", "bitmap", "snapshot"}
 """What no format can do yet."""
+SERVERS = {"daemon", "nbd"}
+"""They go on until they are stopped; their own tests start them."""
 
 
 def test_every_command_has_examples() -> None:
@@ -263,7 +265,7 @@ def test_examples_are_of_the_command(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - WITHOUT_IMAGES))
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - WITHOUT_IMAGES - SERVERS))
 def test_examples_work(name: str, tmp_path: Path) -> None:
     for number, (line, _) in enumerate(COMMANDS[name].examples):
         line = line.partition(" > ")[0].replace("/dev/vg/disk", "device")

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that change nodes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from blocklayer.base.errors import InvalidArgument
+from blocklayer.core.disk import Disk
+from blocklayer.core.node import FormatNode, Node
+from blocklayer.qmp.schema import nodes as schema
+from blocklayer.qmp.schema.blockdev import Blockdevs
+from blocklayer.qmp.types import Family, Nothing, QmpError
+
+if TYPE_CHECKING:
+    from blocklayer.core.graph import Graph
+    from blocklayer.qmp.context import Context
+
+FAMILY = Family("Nodes")
+
+Undo = Callable[[], None]
+
+
+def find_by_name(graph: Graph, name: str) -> Node:
+    """A node, in the words of commands that tell a device's name from a node's."""
+    if name not in graph:
+        raise QmpError(f"Cannot find device='' nor node-name='{name}'")
+    return graph.find(name)
+
+
+def add_node(context: Context, declared: Any) -> Node:
+    """blockdev-add with declared options."""
+    options = msgspec.to_builtins(declared)
+    if declared.node_name is None:
+        raise QmpError("'node-name' must be specified for the root node")
+    return context.graph.add(options)
+
+
+@FAMILY.command("blockdev-add", Blockdevs)
+def blockdev_add(context: Context, arguments: Any) -> None:
+    """Open a node, with its children where they are described inline."""
+    add_node(context, arguments)
+
+
+@FAMILY.command("blockdev-del", schema.BlockdevDel)
+def blockdev_del(context: Context, arguments: schema.BlockdevDel) -> None:
+    """Close a node that blockdev-add has opened. Refused while somebody uses it."""
+    context.graph.remove(arguments.node_name)
+    context.write_thresholds.pop(arguments.node_name, None)
+
+
+@FAMILY.command("blockdev-reopen", schema.BlockdevReopen)
+def blockdev_reopen(context: Context, arguments: schema.BlockdevReopen) -> None:
+    """Give nodes other options; all of them, or none. Options that are left out are defaults."""
+    context.graph.reopen([msgspec.to_builtins(each) for each in arguments.options])
+
+
+@FAMILY.command("blockdev-create", schema.BlockdevCreate)
+def blockdev_create(context: Context, arguments: schema.BlockdevCreate) -> None:
+    """Make an image: a job of type create, which is to be dismissed."""
+    from blocklayer.jobs import create
+
+    if isinstance(arguments.options, schema.CreateRaw | schema.CreateNull):
+        raise QmpError("Driver does not support blockdev-create")
+    options = msgspec.to_builtins(arguments.options)
+    create.start(context.graph, context.jobs, job_id=arguments.job_id, options=options)
+
+
+@FAMILY.command("block_resize", schema.BlockResize)
+def block_resize(context: Context, arguments: schema.BlockResize) -> None:
+    """Change the size of a disk. New bytes read as zeroes."""
+    graph = context.graph
+    device, name = arguments.device or "", arguments.node_name or ""
+    if device or name not in graph:
+        raise QmpError(f"Cannot find device='{device}' nor node-name='{name}'")
+    if arguments.size < 0:
+        raise QmpError("Parameter 'size' expects a >0 size")
+    node = graph.find(name)
+    if node.read_only:
+        raise QmpError("Image is read-only")
+    graph.require_unblocked(node)
+    with graph.open_disk(node, writable=True, resizes=True) as disk:
+        disk.resize(arguments.size)
+
+
+# --- snapshots ----------------------------------------------------------------------------------
+
+
+def take_snapshot(context: Context, arguments: schema.Snapshot) -> Undo:
+    """Put an overlay on a node; returns what undoes it."""
+    graph = context.graph
+    node, overlay = graph.find(arguments.node), graph.find(arguments.overlay)
+    graph.snapshot(node, overlay)
+    return lambda: _undo_snapshot(graph, node, overlay)
+
+
+def _undo_snapshot(graph: Graph, node: Node, overlay: Node) -> None:
+    with graph.drained(node, overlay):
+        graph.replace(overlay, node)
+        assert isinstance(overlay, FormatNode)
+        graph.set_backing(overlay, None)
+
+
+def take_snapshot_sync(context: Context, arguments: schema.SnapshotSync) -> Undo:
+    """Make an overlay and put it on a node; returns what undoes it."""
+    graph = context.graph
+    device, name = arguments.device or "", arguments.node_name or ""
+    if device or name not in graph:
+        raise QmpError(f"Cannot find device='{device}' nor node-name='{name}'")
+    node = graph.find(name)
+    made = arguments.mode != "existing"
+    format_name = arguments.format or "qed"
+    if made:
+        _make_overlay(node, arguments.snapshot_file, format_name)
+    try:
+        overlay = _open_overlay(graph, arguments, format_name)
+        try:
+            graph.snapshot(node, overlay)
+        except BaseException:
+            graph.remove(graph.name_of(overlay))
+            raise
+    except BaseException:
+        if made:
+            os.unlink(arguments.snapshot_file)
+        raise
+
+    def undo() -> None:
+        _undo_snapshot(graph, node, overlay)
+        graph.remove(graph.name_of(overlay))
+        if made:
+            os.unlink(arguments.snapshot_file)
+
+    return undo
+
+
+def _make_overlay(node: Node, path: str, format_name: str) -> None:
+    from blocklayer.ops.create import create
+
+    create(
+        path,
+        format=format_name,
+        size=node.size,
+        backing=os.path.abspath(node.filename),
+        backing_format=node.driver,
+        check_backing=False,
+    )
+
+
+def _open_overlay(graph: Graph, arguments: schema.SnapshotSync, format_name: str) -> Node:
+    options: dict[str, Any] = {
+        "driver": format_name,
+        "file": {"driver": "file", "filename": arguments.snapshot_file},
+        "backing": None,
+    }
+    if arguments.snapshot_node_name is not None:
+        options["node-name"] = arguments.snapshot_node_name
+    return graph.add(options)
+
+
+@FAMILY.command("blockdev-snapshot", schema.Snapshot)
+def blockdev_snapshot(context: Context, arguments: schema.Snapshot) -> None:
+    """Put an overlay on a node: from now on its users write to the overlay."""
+    take_snapshot(context, arguments)
+
+
+@FAMILY.command("blockdev-snapshot-sync", schema.SnapshotSync)
+def blockdev_snapshot_sync(context: Context, arguments: schema.SnapshotSync) -> None:
+    """The same with an overlay that is made on the way."""
+    take_snapshot_sync(context, arguments)
+
+
+@FAMILY.command("change-backing-file", schema.ChangeBackingFile)
+def change_backing_file(context: Context, arguments: schema.ChangeBackingFile) -> None:
+    """Store another backing file's name in an image. What is open below it stays."""
+    graph = context.graph
+    top = graph.find(arguments.device)
+    if arguments.image_node_name not in graph:
+        raise QmpError(f"Cannot find device='' nor node-name='{arguments.image_node_name}'")
+    image = graph.find(arguments.image_node_name)
+    if not isinstance(image, FormatNode) or image.backing is None:
+        raise QmpError("not allowing backing file change on an image without a backing file")
+    if image not in graph.backing_chain(top):
+        raise QmpError(f"'{arguments.device}' and image file are not in the same chain")
+    graph.require_unblocked(image)
+    with graph.drained(image):
+        was_read_only = image.read_only
+        if was_read_only:
+            image.reopen(False)
+        try:
+            image.change_backing(arguments.backing_file, image.backing_format)
+        finally:
+            if was_read_only:
+                image.reopen(True)
+
+
+# --- write thresholds ---------------------------------------------------------------------------
+
+
+@FAMILY.command("block-set-write-threshold", schema.WriteThreshold)
+def block_set_write_threshold(context: Context, arguments: schema.WriteThreshold) -> None:
+    """Send one event BLOCK_WRITE_THRESHOLD when a write goes beyond an offset."""
+    graph, name = context.graph, arguments.node_name
+    if name not in graph:
+        raise QmpError(f"Device '{name}' not found")
+    node = graph.find(name)
+    if graph.parents(node) and arguments.write_threshold:
+        raise InvalidArgument(
+            f"Writes of the nodes above '{name}' are not watched: set the threshold on them"
+        )
+    watched = name in context.write_thresholds
+    context.write_thresholds[name] = arguments.write_threshold
+    if watched or not arguments.write_threshold:
+        return
+
+    def before_write(offset: int, length: int) -> None:
+        threshold = context.write_thresholds.get(name, 0)
+        if threshold and offset + length > threshold:
+            context.write_thresholds[name] = 0
+            data = {
+                "node-name": name,
+                "amount-exceeded": offset + length - threshold,
+                "write-threshold": threshold,
+            }
+            context.events.emit("BLOCK_WRITE_THRESHOLD", data)
+
+    Disk(node, owns_node=False).add_before_write(before_write)
+
+
+@FAMILY.command("query-block", Nothing, list[schema.DeviceInfo])
+def query_block(context: Context, arguments: Nothing) -> Any:
+    """List devices of the virtual machine. A daemon has none: see query-named-block-nodes."""
+    return []

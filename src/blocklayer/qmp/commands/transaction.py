@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`transaction`: several actions at one moment, and all of them or none.
+
+While they are carried out no request runs on the nodes they are about, so that a bitmap which is
+cleared and a backup which is begun mean the same content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from blocklayer.jobs.transaction import JobTransaction
+from blocklayer.qmp.commands import bitmaps, blockjobs, nodes
+from blocklayer.qmp.schema import transactions as schema
+from blocklayer.qmp.types import Family, QmpError
+
+if TYPE_CHECKING:
+    from blocklayer.core.node import Node
+    from blocklayer.jobs.job import Job
+    from blocklayer.qmp.context import Context
+
+FAMILY = Family("Transactions")
+
+Undo = Callable[[], None]
+
+
+def _abort(context: Context, arguments: Any) -> Undo:
+    raise QmpError("Transaction aborted using Abort action")
+
+
+_ACTIONS: dict[type, Callable[[Context, Any], Undo]] = {
+    schema.Abort: _abort,
+    schema.AddBitmap: bitmaps.add,
+    schema.RemoveBitmap: bitmaps.remove,
+    schema.ClearBitmap: bitmaps.clear,
+    schema.EnableBitmap: bitmaps.enable,
+    schema.DisableBitmap: bitmaps.disable,
+    schema.MergeBitmaps: bitmaps.merge,
+    schema.TakeSnapshot: nodes.take_snapshot,
+    schema.TakeSnapshotSync: nodes.take_snapshot_sync,
+}
+
+_KNOW_GROUPS = (schema.Backup, schema.Abort)
+"""Actions that know of grouped completion: they begin jobs, or nothing."""
+
+
+@FAMILY.command("transaction", schema.Transaction)
+def transaction(context: Context, arguments: schema.Transaction) -> None:
+    """Carry out several actions at one moment. If one fails, those before it are undone."""
+    properties = arguments.properties
+    grouped = properties is not None and properties.completion_mode == "grouped"
+    for action in arguments.actions:
+        if grouped and not isinstance(action, _KNOW_GROUPS):
+            raise QmpError(
+                f"Action '{action.__struct_config__.tag}' does not support Transaction property"
+                " completion-mode = grouped"
+            )
+    changed = _nodes(context, arguments.actions)
+    with ExitStack() as drained:
+        drained.enter_context(context.graph.drained(*changed))
+        for node in changed:
+            # This thread's own requests do not wait for the drain that it has begun.
+            drained.enter_context(node.tracker.calling_out())
+        for job in _carry_out(context, arguments.actions, JobTransaction() if grouped else None):
+            job.start()
+
+
+def _carry_out(context: Context, actions: list[Any], group: JobTransaction | None) -> list[Job]:
+    """Do all, or nothing; jobs that are to be started."""
+    done: list[Undo] = []
+    jobs: list[Job] = []
+    try:
+        for action in actions:
+            if isinstance(action, schema.Backup):
+                # A group of its own, if not all together: so it does not start by itself.
+                job = blockjobs.begin_backup(context, action.data, group or JobTransaction())
+                jobs.append(job)
+                done.append(partial(job.cancel, force=True))
+            else:
+                done.append(_ACTIONS[type(action)](context, action.data))
+    except BaseException as error:
+        for undo in reversed(done):
+            try:
+                undo()
+            except Exception as failure:  # the others are to be undone all the same
+                error.add_note(f"undoing an action failed as well: {failure}")
+        raise
+    return jobs
+
+
+def _nodes(context: Context, actions: list[Any]) -> list[Node]:
+    """The nodes that the actions are about, each once."""
+    named = {}
+    for action in actions:
+        for member in ("node", "node_name", "device"):
+            name = getattr(action.data, member, None)
+            if name is not None and name in context.graph:
+                named[name] = context.graph.find(name)
+    return list(named.values())

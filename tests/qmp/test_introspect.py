@@ -1,0 +1,167 @@
+"""query-qmp-schema: complete, in QEMU's form, and like that of QEMU's own daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blocklayer.core import drivers
+from blocklayer.qmp.commands import all_commands
+from blocklayer.qmp.introspect import schema
+from blocklayer.qmp.schema.events import EVENTS
+from tests.qmp.daemons import QEMUS, Conversation
+from tests.support import needs
+
+Schema = dict[str, dict[str, Any]]
+
+
+def ours() -> Schema:
+    entries = schema(all_commands().values(), EVENTS)
+    return {entry["name"]: entry for entry in entries}
+
+
+def references(entry: dict[str, Any]) -> list[str]:
+    """Names of types that an entry refers to."""
+    kind = entry["meta-type"]
+    if kind == "command":
+        return [entry["arg-type"], entry["ret-type"]]
+    if kind == "event":
+        return [entry["arg-type"]]
+    if kind == "array":
+        return [entry["element-type"]]
+    members = entry.get("members", []) if kind in ("object", "alternate") else []
+    return [each["type"] for each in [*members, *entry.get("variants", [])]]
+
+
+def test_names_are_unique_and_every_type_is_described() -> None:
+    entries = schema(all_commands().values(), EVENTS)
+    known = {entry["name"] for entry in entries}
+    assert len(known) == len(entries)
+    assert {name for entry in entries for name in references(entry)} <= known
+
+
+def test_types_are_masked() -> None:
+    for name, entry in ours().items():
+        if entry["meta-type"] in ("object", "enum", "alternate"):
+            assert name.isdigit()
+
+
+def test_the_tag_is_a_member_and_its_values_are_the_cases() -> None:
+    known = ours()
+    for entry in known.values():
+        if "tag" in entry:
+            (tag,) = [each for each in entry["members"] if each["name"] == entry["tag"]]
+            values = known[tag["type"]]["values"]
+            assert {each["case"] for each in entry["variants"]} == set(values)
+
+
+def test_every_driver_is_declared() -> None:
+    known = ours()
+    argument = known[known["blockdev-add"]["arg-type"]]
+    cases = {each["case"] for each in argument["variants"]}
+    assert cases == set(drivers._MODULES)
+
+
+# --- QEMU's ---------------------------------------------------------------------------------------
+
+
+def members(known: Schema, name: str) -> dict[str, Any]:
+    """Members of an object by name: (type in a few words, required)."""
+    found = {}
+    for each in known[name].get("members", ()):
+        found[each["name"]] = (shape(known, each["type"]), "default" not in each)
+    return found
+
+
+def shape(known: Schema, name: str) -> Any:
+    """A type in a few words, one level deep: names of types mean nothing."""
+    entry = known[name]
+    kind = entry["meta-type"]
+    if kind == "builtin":
+        return entry["json-type"]
+    if kind == "array":
+        return ["list of", shape(known, entry["element-type"])]
+    if kind == "enum":
+        return "enum"
+    if kind == "alternate":
+        return sorted(str(shape(known, each["type"])) for each in entry["members"])
+    return "object"
+
+
+MORE_HERE = {
+    "blockdev-mirror": {"target-is-zero"},  # of QEMU 10
+}
+
+LATER = {"block-job-change", "human-monitor-command", "query-status"}
+"""Commands that QEMU's daemon 7.2 has not: they are of later ones, or of virtual machines."""
+
+NOT_IMPLEMENTED = {
+    "blockdev-snapshot-delete-internal-sync": "no format here has internal snapshots",
+    "blockdev-snapshot-internal-sync": "no format here has internal snapshots",
+    "chardev-add": "monitors are made on the command line",
+    "chardev-change": "monitors are made on the command line",
+    "chardev-remove": "monitors are made on the command line",
+    "chardev-send-break": "there are no serial lines",
+    "drive-backup": "deprecated: blockdev-backup",
+    "qom-get": "there is no object model to look into",
+    "qom-list": "there is no object model to look into",
+    "qom-list-properties": "there is no object model to look into",
+    "qom-list-types": "there is no object model to look into",
+    "qom-set": "there is no object model to look into",
+    "query-chardev-backends": "told by --chardev help",
+    "ringbuf-read": "there are no ring buffers",
+    "ringbuf-write": "there are no ring buffers",
+    "x-blockdev-amend": "experimental",
+    "x-blockdev-change": "experimental, for quorum",
+    "x-blockdev-set-iothread": "there are no I/O threads to choose",
+}
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Schema:
+    folder: Path = tmp_path_factory.mktemp("schema")
+    with Conversation(folder, QEMUS) as talk:
+        return {entry["name"]: entry for entry in talk.do("query-qmp-schema")}
+
+
+@needs("qemu-storage-daemon")
+def test_the_commands_are_qemus(theirs: Schema) -> None:
+    def commands(known: Schema) -> set[str]:
+        return {name for name, entry in known.items() if entry["meta-type"] == "command"}
+
+    assert commands(ours()) - commands(theirs) == LATER
+    assert commands(theirs) - commands(ours()) == set(NOT_IMPLEMENTED)
+
+
+@needs("qemu-storage-daemon")
+@pytest.mark.parametrize("name", sorted(all_commands().keys() - LATER))
+def test_arguments_are_qemus(theirs: Schema, name: str) -> None:
+    mine = ours()
+    one = members(mine, mine[name]["arg-type"])
+    other = members(theirs, theirs[name]["arg-type"])
+    assert one.keys() - other.keys() == MORE_HERE.get(name, set())
+    assert other.keys() - one.keys() == set()
+    for member in one.keys() & other.keys():
+        assert one[member] == other[member], member
+
+
+@needs("qemu-storage-daemon")
+@pytest.mark.parametrize("name", sorted(EVENTS.keys() - {"SHUTDOWN"}))
+def test_events_are_qemus(theirs: Schema, name: str) -> None:
+    mine = ours()
+    assert members(mine, mine[name]["arg-type"]) == members(theirs, theirs[name]["arg-type"])
+
+
+@needs("qemu-storage-daemon")
+@pytest.mark.parametrize("name", ["file", "raw", "qed", "null-co", "blkverify", "copy-on-read"])
+def test_options_of_drivers_are_among_qemus(theirs: Schema, name: str) -> None:
+    def variant(known: Schema) -> dict[str, Any]:
+        argument = known[known["blockdev-add"]["arg-type"]]
+        (case,) = [each for each in argument["variants"] if each["case"] == name]
+        return members(known, case["type"])
+
+    mine, others = variant(ours()), variant(theirs)
+    for member, (kind, required) in mine.items():
+        assert others[member] == (kind, required), member

@@ -1,0 +1,272 @@
+"""Commands about nodes and bitmaps, through QEMU's client library; qemu-img looks at results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.qmp.daemons import Conversation, conversation
+from tests.support import needs
+
+pytestmark = needs("qemu-img")
+
+MIB = 1 << 20
+
+
+def make(folder: Path, *lines: str) -> None:
+    """Images made by qemu-img, with its options."""
+    for line in lines:
+        command = ["qemu-img", "create", "-q", *line.split()]
+        subprocess.run(command, cwd=folder, check=True)
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What qemu-img says of an image."""
+    done = subprocess.run(
+        ["qemu-img", "info", "-U", "--output=json", str(path)], capture_output=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Iterator[Conversation]:
+    with conversation(tmp_path) as found:
+        yield found
+
+
+def io(talk: Conversation, node: str, command: str) -> str:
+    line = f'qemu-io {node} "{command}"'
+    return str(talk.do("human-monitor-command", command_line=line))
+
+
+def node(talk: Conversation, name: str) -> dict[str, Any]:
+    (found,) = [each for each in talk.do("query-named-block-nodes") if each["node-name"] == name]
+    return dict(found)
+
+
+def test_an_image_is_opened_resized_and_closed(talk: Conversation) -> None:
+    make(talk.folder, "-f qed a.qed 1M")
+    file = {"driver": "file", "filename": "a.qed", "node-name": "f"}
+    talk.do("blockdev-add", driver="qed", node_name="a", file=file)
+    talk.do("block_resize", node_name="a", size=2 * MIB)
+    assert node(talk, "a")["image"]["virtual-size"] == 2 * MIB
+    assert "wrote" in io(talk, "a", "write -P 1 1M 64k")
+    talk.do("blockdev-del", node_name="a")
+    assert talk.do("query-named-block-nodes") == []
+    assert about(talk.folder / "a.qed")["virtual-size"] == 2 * MIB
+    assert (
+        "dirty-flag" not in about(talk.folder / "a.qed")
+        or not about(talk.folder / "a.qed")["dirty-flag"]
+    )
+
+
+def test_reopening_makes_read_only_and_back(talk: Conversation) -> None:
+    make(talk.folder, "-f raw a.raw 1M")
+    options = {"driver": "raw", "node-name": "a", "file": "f"}
+    talk.do("blockdev-add", driver="file", filename="a.raw", node_name="f")
+    talk.do("blockdev-add", **options)
+    talk.do("blockdev-reopen", options=[{**options, "read-only": True}])
+    assert node(talk, "a")["ro"] is True
+    assert "read-only" in io(talk, "a", "write 0 512")
+    talk.do("blockdev-reopen", options=[{**options, "detect-zeroes": "on"}])
+    assert node(talk, "a")["ro"] is False
+    assert node(talk, "a")["detect_zeroes"] == "on"
+    assert "wrote" in io(talk, "a", "write 0 512")
+
+
+def test_a_snapshot_takes_the_writes(talk: Conversation) -> None:
+    make(talk.folder, "-f qed base.qed 1M", "-f qed over.qed 1M")
+    base = {"driver": "file", "filename": "base.qed"}
+    over = {"driver": "file", "filename": "over.qed"}
+    talk.do("blockdev-add", driver="qed", node_name="base", file=base)
+    assert "wrote" in io(talk, "base", "write -P 1 0 128k")
+    talk.do("blockdev-add", driver="qed", node_name="over", file=over, backing=None)
+    nbd = str(talk.folder / "nbd")
+    talk.do("nbd-server-start", addr={"type": "unix", "data": {"path": nbd}})
+    talk.do("block-export-add", type="nbd", id="e", node_name="base", writable=True)
+    talk.do("blockdev-snapshot", node="base", overlay="over")
+    # What the export's client writes from now on is in the overlay.
+    uri = f"nbd+unix:///base?socket={nbd}"
+    command = ["qemu-io", "-f", "raw", "-c", "write -P 2 0 64k", "-c", "read -P 1 64k 64k", uri]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    assert b"failed" not in done.stdout
+    assert "Pattern" not in io(talk, "over", "read -P 2 0 64k")
+    assert "Pattern" not in io(talk, "over", "read -P 1 64k 64k")
+    assert "Pattern" not in io(talk, "base", "read -P 1 0 128k")
+    assert node(talk, "over")["backing_file_depth"] == 1
+
+
+def test_a_snapshot_is_made_on_the_way(talk: Conversation) -> None:
+    make(talk.folder, "-f qed base.qed 1M")
+    base = {"driver": "file", "filename": "base.qed"}
+    talk.do("blockdev-add", driver="qed", node_name="base", file=base)
+    assert "wrote" in io(talk, "base", "write -P 1 0 64k")
+    snapshot = {"snapshot-file": "over.qed", "snapshot-node-name": "over"}
+    wrong = talk.ask("blockdev-snapshot-sync", {"node-name": "base", **snapshot, "format": "x"})
+    assert "error" in wrong
+    assert not (talk.folder / "over.qed").exists()
+    talk.do("blockdev-snapshot-sync", node_name="base", **snapshot)
+    assert "wrote" in io(talk, "over", "write -P 2 64k 64k")
+    found = about(talk.folder / "over.qed")
+    assert Path(found["backing-filename"]) == talk.folder / "base.qed"
+
+
+def test_another_backing_file_is_stored(talk: Conversation) -> None:
+    make(talk.folder, "-f raw base.raw 1M", "-f qed -b base.raw -F raw top.qed")
+    top = {"driver": "file", "filename": "top.qed"}
+    talk.do("blockdev-add", driver="qed", node_name="top", file=top)
+    (talk.folder / "other.raw").write_bytes(bytes(MIB))
+    talk.do("change-backing-file", device="top", image_node_name="top", backing_file="other.raw")
+    assert about(talk.folder / "top.qed")["backing-filename"] == "other.raw"
+    assert about(talk.folder / "top.qed")["backing-filename-format"] == "raw"
+
+
+def test_a_threshold_is_told_once(talk: Conversation) -> None:
+    talk.do("blockdev-add", driver="memory", node_name="m", size=MIB)
+    talk.do("block-set-write-threshold", node_name="m", write_threshold=65536)
+    assert node(talk, "m")["write_threshold"] == 65536
+    io(talk, "m", "write 0 64k")
+    io(talk, "m", "write 64k 512")
+    told = talk.event("BLOCK_WRITE_THRESHOLD")
+    assert told == {"node-name": "m", "amount-exceeded": 512, "write-threshold": 65536}
+    assert node(talk, "m")["write_threshold"] == 0
+    io(talk, "m", "write 128k 512")
+    talk.do("block-set-write-threshold", node_name="m", write_threshold=1)
+    io(talk, "m", "write 0 512")
+    assert talk.event("BLOCK_WRITE_THRESHOLD")["amount-exceeded"] == 511
+    assert not talk.seen
+
+
+def test_the_graph_is_told(talk: Conversation) -> None:
+    talk.do("blockdev-add", driver="memory", node_name="m", size=MIB)
+    talk.do("blockdev-add", driver="raw", node_name="r", file="m")
+    graph = talk.do("x-debug-query-block-graph")
+    numbers = {each["name"]: each["id"] for each in graph["nodes"]}
+    assert {"parent": numbers["r"], "child": numbers["m"], "name": "file"} in graph["edges"]
+
+
+# --- bitmaps --------------------------------------------------------------------------------------
+
+
+def bitmaps(talk: Conversation, name: str) -> dict[str, tuple[int, bool]]:
+    """(bytes marked, whether it records) by name."""
+    found = node(talk, name).get("dirty-bitmaps", [])
+    return {each["name"]: (each["count"], each["recording"]) for each in found}
+
+
+def test_bitmaps_record_and_are_changed(talk: Conversation) -> None:
+    talk.do("blockdev-add", driver="memory", node_name="m", size=MIB)
+    for name in ("a", "b"):
+        talk.do("block-dirty-bitmap-add", node="m", name=name, granularity=65536)
+    talk.do("block-dirty-bitmap-disable", node="m", name="b")
+    io(talk, "m", "write 60k 8k")
+    assert bitmaps(talk, "m") == {"a": (131072, True), "b": (0, False)}
+    talk.do("block-dirty-bitmap-merge", node="m", target="b", bitmaps=["a"])
+    talk.do("block-dirty-bitmap-clear", node="m", name="a")
+    talk.do("block-dirty-bitmap-enable", node="m", name="b")
+    assert bitmaps(talk, "m") == {"a": (0, True), "b": (131072, True)}
+    hashes = [
+        talk.do("x-debug-block-dirty-bitmap-sha256", node="m", name=name)["sha256"]
+        for name in ("a", "b")
+    ]
+    assert hashes[0] != hashes[1]
+    talk.do("block-dirty-bitmap-remove", node="m", name="a")
+    assert bitmaps(talk, "m") == {"b": (131072, True)}
+
+
+def test_an_aborted_transaction_changes_no_bitmap(talk: Conversation) -> None:
+    talk.do("blockdev-add", driver="memory", node_name="m", size=MIB)
+    for name, granularity in (("a", 65536), ("b", 4096), ("c", 512)):
+        talk.do("block-dirty-bitmap-add", node="m", name=name, granularity=granularity)
+        io(talk, "m", f"write {granularity} 1k")
+    talk.do("block-dirty-bitmap-disable", node="m", name="c")
+    before = bitmaps(talk, "m")
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("add", {"name": "new"}),
+        ("clear", {"name": "a"}),
+        ("merge", {"target": "b", "bitmaps": ["c", "new"]}),
+        ("enable", {"name": "c"}),
+        ("disable", {"name": "a"}),
+        ("remove", {"name": "b"}),
+    ]
+    actions = [
+        {"type": f"block-dirty-bitmap-{verb}", "data": {"node": "m", **data}}
+        for verb, data in changes
+    ]
+    abort = {"type": "abort", "data": {}}
+    for length in range(len(actions) + 1):
+        words = talk.refused("transaction", actions=[*actions[:length], abort])
+        assert words == "Transaction aborted using Abort action"
+        assert bitmaps(talk, "m") == before
+    talk.do("transaction", actions=actions)
+    assert set(bitmaps(talk, "m")) == {"a", "c", "new"}
+
+
+def test_clients_of_an_export_see_bitmaps(talk: Conversation) -> None:
+    talk.do("blockdev-add", driver="memory", node_name="m", size=MIB)
+    talk.do("block-dirty-bitmap-add", node="m", name="b", granularity=65536)
+    io(talk, "m", "write 64k 64k")
+    nbd = str(talk.folder / "nbd")
+    talk.do("nbd-server-start", addr={"type": "unix", "data": {"path": nbd}})
+    talk.do("block-export-add", type="nbd", id="e", node_name="m", name="x", bitmaps=["b"])
+    options = (
+        f"driver=nbd,export=x,server.type=unix,server.path={nbd},x-dirty-bitmap=qemu:dirty-bitmap:b"
+    )
+    done = subprocess.run(
+        ["qemu-img", "map", "--output=json", "--image-opts", options],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    # qemu-img shows what is dirty as what is not data.
+    dirty = [
+        (each["start"], each["length"]) for each in json.loads(done.stdout) if not each["data"]
+    ]
+    assert dirty == [(65536, 65536)]
+
+
+def test_statistics_of_exports(talk: Conversation) -> None:
+    talk.do("blockdev-add", driver="memory", node_name="m", size=MIB)
+    nbd = str(talk.folder / "nbd")
+    talk.do("nbd-server-start", addr={"type": "unix", "data": {"path": nbd}})
+    talk.do("block-export-add", type="nbd", id="e", node_name="m", writable=True)
+    uri = f"nbd+unix:///m?socket={nbd}"
+    command = ["qemu-io", "-f", "raw", "-c", "write 0 64k", "-c", "read 0 32k", uri]
+    subprocess.run(command, capture_output=True, check=True, timeout=60)
+    (stats,) = talk.do("query-blockstats", query_nodes=True)
+    assert stats["node-name"] == "m"
+    assert stats["stats"]["wr_bytes"] == 65536
+    assert stats["stats"]["rd_bytes"] >= 32768
+    assert stats["stats"]["wr_operations"] == 1
+
+
+def test_an_export_in_use_is_removed_by_force_only(talk: Conversation) -> None:
+    talk.do("blockdev-add", driver="memory", node_name="m", size=MIB)
+    nbd = str(talk.folder / "nbd")
+    talk.do("nbd-server-start", addr={"type": "unix", "data": {"path": nbd}})
+    talk.do("block-export-add", type="nbd", id="e", node_name="m")
+    uri = f"nbd+unix:///m?socket={nbd}"
+    command = ["qemu-io", "-r", "-f", "raw", uri]
+    client = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert client.stdin is not None
+    assert client.stdout is not None
+    client.stdin.write(b"read 0 512\n")
+    client.stdin.flush()
+    for line in iter(client.stdout.readline, b""):
+        if b"read 512/512" in line:
+            break
+    else:
+        pytest.fail("the client has ended")
+    assert "still in use" in talk.refused("block-export-del", id="e")
+    talk.do("block-export-del", id="e", mode="hard")
+    assert talk.event("BLOCK_EXPORT_DELETED") == {"id": "e"}
+    talk.do("blockdev-del", node_name="m")
+    client.communicate(timeout=60)

@@ -1,0 +1,104 @@
+"""The same conversations with QEMU's storage daemon: the answers agree, or the reason is known."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.qmp.daemons import OURS, QEMUS, Conversation
+from tests.qmp.differences import DIFFERENCES, Difference
+from tests.qmp.scripts import SCRIPTS, Step
+from tests.support import needs
+
+pytestmark = [needs("qemu-storage-daemon", "qemu-img"), pytest.mark.slow]
+
+
+def prepare(folder: Path) -> None:
+    """The files that the scripts are about."""
+    folder.mkdir()
+    (folder / "base.raw").write_bytes(b"base" * 65536 + bytes(3 << 18))
+    for line in (
+        "-f qed t.qed 1M",
+        "-f raw t.raw 1M",
+        "-f qed -b base.raw -F raw top.qed",
+    ):
+        subprocess.run(["qemu-img", "create", "-q", *line.split()], cwd=folder, check=True)
+
+
+def answers(folder: Path, program: tuple[str, ...], script: list[Step]) -> list[Any]:
+    """What a daemon says, made comparable."""
+    prepare(folder)
+    with Conversation(folder, program) as talk:
+        return [normal(name, talk.ask(name, arguments)) for name, arguments in script]
+
+
+def normal(name: str, answer: dict[str, Any]) -> Any:
+    """An answer without what may differ: made-up names, times, the order of sets."""
+    if "error" in answer:
+        return f"{answer['error']['class']}: {answer['error']['desc']}"
+    result = answer["return"]
+    if name == "query-named-block-nodes":
+        result = [normal_node(node) for node in result]
+    text = re.sub(r"#block\d+", "#block", json.dumps(result))
+    value = json.loads(text)
+    return (
+        sorted(value, key=lambda each: json.dumps(each, sort_keys=True))
+        if isinstance(value, list)
+        else value
+    )
+
+
+def normal_node(node: dict[str, Any]) -> dict[str, Any]:
+    """A node without what its file system makes of it, and without a name that has its options."""
+    for image in (node, *_images(node["image"])):
+        image.pop("actual-size", None)
+        for member in ("file", "filename", "full-backing-filename"):
+            if str(image.get(member)).startswith(("json:", "null-co:")):
+                image[member] = "(options)"
+    for bitmap in node.get("dirty-bitmaps", ()):
+        bitmap.pop("busy")
+    node.get("dirty-bitmaps", []).sort(key=lambda bitmap: bitmap["name"])
+    return dict(sorted(node.items()))
+
+
+def _images(image: dict[str, Any]) -> list[dict[str, Any]]:
+    below = image.get("backing-image")
+    return [image, *(_images(below) if below else [])]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_answers_agree(name: str, tmp_path: Path) -> None:
+    script = SCRIPTS[name]
+    ours = answers(tmp_path / "ours", OURS, script)
+    theirs = answers(tmp_path / "theirs", QEMUS, script)
+    found = {}
+    for number, (step, one, other) in enumerate(zip(script, ours, theirs, strict=True)):
+        if one != other and not explained(name, number, step, one, other):
+            found[f"{number}: {json.dumps(step)}"] = (one, other)
+    assert not found, "\n".join(
+        f"{step}\n   ours   {one}\n   QEMU's {other}" for step, (one, other) in found.items()
+    )
+
+
+USED: set[Difference] = set()
+
+
+def explained(name: str, number: int, step: Step, ours: Any, theirs: Any) -> bool:
+    """Whether the table of differences has this one."""
+    for difference in DIFFERENCES:
+        if difference.covers(step[0], str(ours), str(theirs)):
+            USED.add(difference)
+            return True
+    return False
+
+
+def test_every_difference_is_still_there() -> None:
+    if len(USED) == 0:
+        pytest.skip("no script was run in this process")
+    stale = [each.reason for each in DIFFERENCES if each not in USED]
+    assert not stale
