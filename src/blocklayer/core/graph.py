@@ -435,7 +435,7 @@ class Graph:
             if name is not None:
                 self.check_new_name(name)
             settings = self.entry(below).settings
-            self._note(name, node, settings, owned=False)
+            self._note(name, node, settings, owned=True)
             self.replace(below, node)
             self._filters[id(below)] = node
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.errors import InvalidArgument
+from blocklayer.base.units import MiB
 from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.node import FormatNode
 from blocklayer.jobs import chains
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from blocklayer.core.node import Node
     from blocklayer.jobs.manager import Jobs
     from blocklayer.jobs.transaction import JobTransaction
+
+
+TAIL_PIECE = 256 * MiB
 
 
 class _IntoBase(CopyingJob):
@@ -111,7 +115,18 @@ class CommitJob(_IntoBase):
         self.grow_base()
         self.mark(self.is_above)
         self.copy_all()
+        self._hide_tail()
         self.flush_target()
+
+    def _hide_tail(self) -> None:
+        """A base that is longer than the layers must not show through to the layer above them."""
+        start = self.source.size
+        end = min(self.target.size, self.options["overlay"].size)
+        while start < end:
+            self.pause_point()
+            count = min(TAIL_PIECE, end - start)
+            self.target.write_zeroes(start, count)
+            start += count
 
     def prepare(self) -> None:
         """The layer above lies over the base from now on, here and in its header."""
