@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -224,6 +225,25 @@ def test_a_partial_target_that_is_a_link(memory_path: Path, data: bytes) -> None
     partial.symlink_to("other")
     with unchanged(memory_path), pytest.raises(blocklayer.NotSupported, match="no regular file"):
         blocklayer.convert(source, target, source_format="raw", resume=True)
+
+
+def test_directories_that_cannot_be_flushed(
+    memory_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CIFS, and on some file systems in user space."""
+    source, target = memory_path / "source", memory_path / "target"
+    source.write_bytes(data)
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    interrupt(source, target, source_format="raw")
+    assert blocklayer.convert(source, target, source_format="raw", resume=True).resumed
+    assert target.read_bytes() == data
 
 
 def test_options_that_cannot_be_noted(memory_path: Path) -> None:

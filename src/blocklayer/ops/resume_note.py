@@ -88,12 +88,17 @@ def save(note: Note, path: str) -> None:
 
 
 def sync_folder(path: str) -> None:
-    """Make new names of files survive a power failure."""
-    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make new names of files survive a power failure, where directories can be flushed.
+
+    Some file systems have no way to, and some directories may not be opened. A name that is lost
+    with the power costs the work that is behind it: nothing is taken for what it is not.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 # --- what was read --------------------------------------------------------------------------------
