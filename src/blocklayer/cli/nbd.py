@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from blocklayer.base.errors import BlocklayerError, InvalidArgument
 from blocklayer.cli.failures import Failure, UsageError
 from blocklayer.cli.getopt import Option
@@ -119,14 +121,25 @@ class Plan:
 
 def plan_of(arguments: Arguments) -> Plan:
     """Check what does not need the image. Raises `Failure`."""
+    from blocklayer.nbd.wire import MAX_STRING
+
     if "selinux-label" in arguments:
         raise Failure("SELinux support not enabled in this version")
     if "tls-authz" in arguments and "tls-creds" not in arguments:
         raise Failure("--tls-authz is not permitted without --tls-creds")
     if "tls-hostname" in arguments:
+        if "tls-creds" not in arguments:
+            raise Failure("--tls-hostname is not permitted without --tls-creds")
         raise Failure("TLS hostname is only supported with the --list option")
-    if "nocache" in arguments and "cache" in arguments:
+    if len(arguments.all("nocache")) + len(arguments.all("cache")) > 1:
         raise Failure("-n and --cache can only be specified once")
+    for key in ("aio", "discard"):
+        if len(arguments.all(key)) > 1:
+            raise Failure(f"--{key} can only be specified once")
+    for key, what in (("export-name", "export name"), ("description", "export description")):
+        text = arguments.last(key)
+        if len(os.fsencode(text)) > MAX_STRING:
+            raise Failure(f"{what} '{text}' too long")
     if "load-snapshot" in arguments and "snapshot" in arguments:
         raise Failure("Use only one of -s or -l")
     _check_modes(arguments)
@@ -232,8 +245,6 @@ def _nested(name: Any, format_name: str | None) -> OptionTree:
 
 def _overlay_tree(image: OptionTree, scratch: str, trust: Trust | None) -> OptionTree:
     """A temporary overlay of an image: clients write to it, and it goes with the server."""
-    import os
-
     import blocklayer
 
     path = os.path.join(scratch, "overlay.qed")

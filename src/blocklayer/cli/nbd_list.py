@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from blocklayer.nbd.uri import Location
 
 _FILE_OPTIONS = ("export-name", "description", "offset", "bitmap", "allocation-depth")
-_EXPORT_OPTIONS = ("persistent", "fork", "pid-file", "tls-authz", "metrics")
+_EXPORT_OPTIONS = ("tls-authz", "metrics")
 
 
 def run_list(arguments: Arguments) -> int:
@@ -26,6 +26,8 @@ def run_list(arguments: Arguments) -> int:
         raise Failure("List mode is incompatible with a file name")
     if any(key in arguments for key in _FILE_OPTIONS):
         raise Failure("List mode is incompatible with per-device settings")
+    if "fork" in arguments:
+        raise Failure("List mode is incompatible with forking")
     if any(key in arguments for key in _EXPORT_OPTIONS):
         raise Failure("List mode is incompatible with exporting settings")
     location = _location(arguments)

@@ -161,7 +161,7 @@ def _pid_file(arguments: Arguments) -> Iterator[None]:
         with open(path, "w", encoding="ascii") as file:
             file.write(f"{os.getpid()}\n")
     except OSError as error:
-        raise Failure(f"cannot create PID file: {path}: {error.strerror}") from None
+        raise Failure(f"Could not create '{path}': {error.strerror}") from None
     try:
         yield
     finally:
