@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import blocklayer
-from blocklayer.base.errors import IoError, NotSupported, OpenError
+from blocklayer.base.errors import IoError, NotSupported, OpenError, ReadOnly
 from blocklayer.base.options import OptionTree
 from blocklayer.base.units import GiB, KiB, MiB
 from blocklayer.core.batch import Request
@@ -286,7 +286,7 @@ def test_what_does_not_open(tmp_path: Path) -> None:
         with pytest.raises(OpenError, match="request on write denied") as failure:
             opened(peer, "r+")
         assert failure.value.errno == errno.EACCES
-        with opened(peer, "r") as disk, pytest.raises(OpenError, match="request on write denied"):
+        with opened(peer, "r") as disk, pytest.raises(ReadOnly, match="request on write denied"):
             disk.reopen("r+")
     with pytest.raises(OpenError, match=r"Failed to connect to .*: Connection refused"):
         blocklayer.open(peer.uri)

@@ -29,6 +29,9 @@ from blocklayer.nbd.uri import Location
 RETRY_SECONDS = 0.5
 """Between attempts to connect."""
 
+ATTEMPT_SECONDS = 5.0
+"""One attempt may take so long, even if requests do not wait."""
+
 LOSSES_MAX = 10
 """Connections that one command may lose before it is taken for the reason."""
 
@@ -131,7 +134,7 @@ class Lane:
                 now = time.monotonic()
                 failure = self._failure
                 if failure is None or now - self._tried_at >= RETRY_SECONDS:
-                    failure = self._try(max(deadline - now, RETRY_SECONDS))
+                    failure = self._try(max(deadline - now, ATTEMPT_SECONDS))
                 if failure is None:
                     return self._connection
             left = deadline - time.monotonic()

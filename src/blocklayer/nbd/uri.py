@@ -212,9 +212,11 @@ def _parse_legacy(text: str) -> Location:
     place, found, export = text.removeprefix("nbd:").partition(":exportname=")
     if place.startswith("unix:"):
         return Location(UnixAddress(_socket_path(place[5:])), check_export(export))
+    if not place:
+        raise InvalidArgument("NBD server address missing")
     host, colon, port = place.rpartition(":")
     if not colon:
-        raise InvalidArgument(f"The NBD address '{place}' needs a port: nbd:host:port")
+        raise InvalidArgument(f"error parsing address '{place}': it needs a port, nbd:host:port")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     return Location(
@@ -247,13 +249,13 @@ def address_of(server: object) -> Address:
     make = _ADDRESSES.get(kind) if isinstance(kind, str) else None
     if make is None:
         raise InvalidArgument(
-            "Parameter 'server.type' is missing"
+            "Parameter 'type' is missing"
             if kind is None
-            else f"Parameter 'server.type' does not accept value '{kind}'"
+            else f"Parameter 'type' does not accept value '{kind}'"
         )
     address = make(options)
     if options:
-        raise InvalidArgument(f"Parameter 'server.{next(iter(options))}' is unexpected")
+        raise InvalidArgument(f"Parameter '{next(iter(options))}' is unexpected")
     return address
 
 
@@ -298,9 +300,9 @@ _ADDRESSES: dict[str, Callable[[OptionTree], Address]] = {
 def _text(options: OptionTree, name: str) -> str:
     value = options.pop(name, None)
     if value is None:
-        raise InvalidArgument(f"Parameter 'server.{name}' is missing")
+        raise InvalidArgument(f"Parameter '{name}' is missing")
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise InvalidArgument(f"Invalid parameter type for 'server.{name}', expected: string")
+        raise InvalidArgument(f"Invalid parameter type for '{name}', expected: string")
     return str(value)
 
 

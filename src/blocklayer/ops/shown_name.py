@@ -18,6 +18,8 @@ NOT_CONTENT = {"read-only", "cache", "force-share", "node-name", "backing"}
 
 def shown_name(name: FilenameLike, node: Node) -> str:
     """The name of the file where that says everything, and the options where they say more."""
+    if _is_export(parse_name(name)):
+        return node.filename
     if not isinstance(name, dict) and not os.fspath(name).startswith(("file:", "json:")):
         return os.fspath(name)
     tree = {key: value for key, value in parse_name(name).items() if key not in NOT_CONTENT}
@@ -30,6 +32,13 @@ def shown_name(name: FilenameLike, node: Node) -> str:
     import json
 
     return "json:" + json.dumps({"driver": node.driver, **tree}, default=str)
+
+
+def _is_export(tree: dict[str, Any]) -> bool:
+    """Whether nothing but an export is meant: its node's name says where that is, as in QEMU."""
+    file = tree.get("file", tree)
+    is_nbd = isinstance(file, dict) and file.get("driver") == "nbd"
+    return is_nbd and (file is tree or not tree.keys() - {"driver", "file"} - NOT_CONTENT)
 
 
 def _is_plain(file: dict[str, Any]) -> bool:

@@ -16,10 +16,11 @@ from blocklayer.base.align import align_down
 from blocklayer.base.buffers import Vector, fill_zero, slice_vector, vector_length
 from blocklayer.base.errors import (
     BlocklayerError,
+    InvalidArgument,
     IoError,
     NotSupported,
-    OpenError,
     ProtocolError,
+    ReadOnly,
     RemoteError,
 )
 from blocklayer.base.extent import BACKING, DATA, ZERO
@@ -68,9 +69,7 @@ class NbdNode(Node):
         self._no_flush = flags.cache.no_flush
         agreement, info = client.agreement, client.agreement.info
         if agreement.has(wire.FLAG_READ_ONLY) and not read_only:
-            raise OpenError(
-                "request on write denied without write permission", filename, errno.EACCES
-            )
+            raise ReadOnly("request on write denied without write permission")
         self.size = info.size
         self.limits.request_alignment = info.block_minimum
         self.limits.zero_alignment = info.block_minimum
@@ -287,9 +286,7 @@ class NbdNode(Node):
     def reopen(self, read_only: bool) -> None:
         """The connection stays as it is."""
         if not read_only and self.client.agreement.has(wire.FLAG_READ_ONLY):
-            raise OpenError(
-                "request on write denied without write permission", self.filename, errno.EACCES
-            )
+            raise ReadOnly("request on write denied without write permission")
         self.read_only = read_only
 
     def close(self) -> None:
@@ -304,23 +301,18 @@ class NbdNode(Node):
 
 def _open(opener: Opener, options: OptionTree) -> Node:
     wanted = take_options(options)
-    filename = wanted.location.shown
+    client = Client(
+        wanted.location,
+        encrypted=wanted.encrypted,
+        wish=Wish(contexts=(wanted.context,)),
+        settings=wanted.settings,
+        connections=wanted.connections,
+    )
     try:
-        client = Client(
-            wanted.location,
-            encrypted=wanted.encrypted,
-            wish=Wish(contexts=(wanted.context,)),
-            settings=wanted.settings,
-            connections=wanted.connections,
-        )
-    except (RemoteError, ProtocolError) as error:
-        raise OpenError(str(error), filename, error.errno) from error
-    try:
+        filename = wanted.location.shown
         node = NbdNode(client, filename, opener.flags, context=wanted.context)
         if wanted.context != wire.BASE_ALLOCATION and not node.has_status:
-            raise OpenError(
-                f"Server does not have metadata context '{wanted.context}'", filename, errno.EINVAL
-            )
+            raise InvalidArgument(f"Server does not have metadata context '{wanted.context}'")
     except BaseException:
         client.close()
         raise

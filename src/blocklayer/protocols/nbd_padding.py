@@ -18,6 +18,8 @@ from blocklayer.core.padding import Padded
 class PaddedExport(Padded):
     """`Padded` with a short way."""
 
+    driver = "nbd"
+
     def __init__(self, child: Node) -> None:
         super().__init__(child)
         self._block = child.limits.request_alignment
