@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from queue import Empty, SimpleQueue
     from typing import TypeAlias
 else:
-    from _queue import Empty, SimpleQueue  # what is around it imports heapq
+    try:
+        from _queue import Empty, SimpleQueue  # what is around it imports heapq
+    except ImportError:  # another Python than CPython
+        from queue import Empty, SimpleQueue
 
 PIECE = 2 * MiB
 """Bytes read at once."""

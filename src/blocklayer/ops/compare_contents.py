@@ -16,11 +16,14 @@ from blocklayer.base.progress import Reporter
 from blocklayer.base.units import SECTOR, MiB
 from blocklayer.core.disk import Disk
 
-TYPE_CHECKING = False  # importing what is around these costs start-up time
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from queue import Empty, SimpleQueue
 else:
-    from _queue import Empty, SimpleQueue
+    try:
+        from _queue import Empty, SimpleQueue  # what is around it imports heapq
+    except ImportError:  # another Python than CPython
+        from queue import Empty, SimpleQueue
 
 PIECE = 2 * MiB
 BUFFERS = 4
