@@ -5,7 +5,8 @@
     reader thread   receives, and wakes whoever has a whole answer
 
 The reader always reads, so that a server which waits for its replies to be taken never waits for
-us. When the connection breaks, every command in flight learns that it is lost.
+us. When the connection breaks, whoever notices shuts it down, and the reader, which alone touches
+commands that are in flight, tells them that they are lost when it has come to its end.
 """
 
 from __future__ import annotations
@@ -51,35 +52,36 @@ class Connection:
         self._reader = threading.Thread(target=self._read, name="blocklayer-nbd", daemon=True)
         self._reader.start()
 
-    @property
-    def in_flight(self) -> int:
-        """Commands without a whole answer."""
-        return len(self._replies.pending)
-
     # --- sending --------------------------------------------------------------------------------
 
     def start(self, commands: Sequence[Command]) -> None:
         """Send commands with one call. If the connection is lost, so are they."""
         with self._sending:
-            with self._registering:
-                if self.lost is not None:
-                    _lose(commands, self.lost)
-                    return
-                buffers: list[Buffer] = []
-                now = time.monotonic()
-                for command in commands:
-                    command.started = now
-                    buffers.append(self._replies.encode(command))
-                    if command.kind == wire.CMD_WRITE:
-                        buffers += command.vector or ()
             try:
-                self._stream.send(buffers)
+                buffers = self._encoded(commands)
+                if buffers:
+                    self._stream.send(buffers)
             except OSError as error:
                 self._break(_broken(error))
             except BaseException:
                 # Nobody knows how much of the commands was sent.
                 self._break(RemoteError("A request was interrupted while it was sent", errno.EINTR))
                 raise
+
+    def _encoded(self, commands: Sequence[Command]) -> list[Buffer]:
+        """Commands as bytes, which are in flight from now on; none if there is no connection."""
+        buffers: list[Buffer] = []
+        with self._registering:
+            if self.lost is not None:
+                _lose(commands, self.lost)
+                return []
+            now = time.monotonic()
+            for command in commands:
+                command.started = now
+                buffers.append(self._replies.encode(command))
+                if command.kind == wire.CMD_WRITE:
+                    buffers += command.vector or ()
+        return buffers
 
     def abandon(self, commands: Sequence[Command]) -> None:
         """Nobody waits any more: what still comes for these commands is dropped."""
@@ -113,6 +115,8 @@ class Connection:
         except BaseException as error:
             self._break(RemoteError(f"Reading replies failed: {error!r}", errno.EIO))
             raise
+        finally:
+            self._lose_all()
 
     def _check_patience(self, now: float, heard: float) -> None:
         """Whether somebody has waited for too long: in silence, or while others were answered.
@@ -137,11 +141,15 @@ class Connection:
             if self.lost is None:
                 self.lost_at = time.monotonic()
                 self.lost = error
+        self._stream.shut_down()
+
+    def _lose_all(self) -> None:
+        """The reader ends, and touches nobody's memory any more: now commands may be sent again."""
+        with self._registering:
+            assert self.lost is not None
             commands = list(self._replies.pending.values())
             self._replies.pending.clear()
-            reason = self.lost
-        self._stream.shut_down()
-        _lose(commands, reason)
+        _lose(commands, self.lost)
 
     def close(self) -> None:
         """Say good-bye and release the socket; commands in flight are lost."""
@@ -162,10 +170,7 @@ class Connection:
 def _lose(commands: Sequence[Command], reason: BlocklayerError) -> None:
     for command in commands:
         command.lost = reason
-        try:
-            command.finished.release()
-        except RuntimeError:
-            continue  # it is known to be lost
+        command.finished.release()
 
 
 def _broken(error: OSError) -> RemoteError:
