@@ -242,3 +242,36 @@ def test_a_file_that_was_cut_by_somebody(tmp_path: Path, serve: Serve, mode: str
                 expected = CONTENT[offset : offset + kept] + bytes(length - kept)
                 assert reply.content(offset, length) == expected
         assert peer.read(0, 4096) == CONTENT[:4096]
+
+
+@kinds
+@modes
+def test_what_is_durable_was_flushed_before_its_answer(
+    broken: Broken, mode: str, kind: str
+) -> None:
+    served, fault = broken(kind)
+    with served.connect(mode=mode) as peer:
+        for command, length in ((WRITE, 1), (WRITE, 70_000), (WRITE, 3 * MiB), (ZERO, 4096)):
+            for flags in (0, FUA):
+                before = fault.requests["flush"]
+                payload = b"\x77" * length if command == WRITE else b""
+                assert not peer.do(command, 4096, length, flags=flags, payload=payload).error
+                flushed = fault.requests["flush"] - before
+                assert flushed if flags else not flushed
+        before = fault.requests["flush"]
+        assert not peer.do(FLUSH).error
+        assert fault.requests["flush"] > before
+
+
+@modes
+def test_one_flush_for_all_writes_of_a_batch(broken: Broken, mode: str) -> None:
+    served, fault = broken("raw")
+    with served.connect(mode=mode) as peer:
+        stream = b""
+        for number in range(200):
+            peer.note(number, WRITE, number * 512, 512)
+            stream += peer.packed(number, WRITE, number * 512, 0, FUA, payload=b"f" * 512)
+        peer.send(stream)
+        for number in range(200):
+            assert not peer.wait(number).error
+    assert 0 < fault.requests["flush"] <= 100

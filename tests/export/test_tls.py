@@ -152,9 +152,13 @@ def test_clients_of_another_authority(served: Served, certificates: Path, strang
     context.verify_mode = ssl.CERT_NONE
     with served.connect(mode=None) as peer:
         peer.greet()
-        with pytest.raises((OSError, EOFError)):
+
+        def talk() -> None:
             encrypt(peer, context)
             peer.option(wire.OPT_LIST)
+
+        with pytest.raises((OSError, EOFError)):
+            talk()
     served.wait_until_alone()
     with connect(served, certificates) as peer:
         assert peer.size == SIZE
@@ -200,12 +204,14 @@ def test_a_handshake_that_never_ends(
     peer.greet()
     assert peer.option(wire.OPT_STARTTLS).kind == wire.REP_ACK
     started = time.monotonic()
-    with pytest.raises(OSError):
-        for byte in b"\x16\x03\x01\x02\x00\x01" + bytes(500):
+    for byte in b"\x16\x03\x01\x02\x00\x01" + bytes(500):
+        try:
             peer.send(bytes([byte]))
-            time.sleep(0.02)
-            if not served.server.clients:
-                raise ConnectionAbortedError
+        except OSError:
+            break
+        time.sleep(0.02)
+    else:
+        pytest.fail("the server listened to the end")
     assert time.monotonic() - started < 5
     peer.close()
     served.wait_until_alone()
