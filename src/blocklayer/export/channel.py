@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import threading
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -136,7 +136,7 @@ class Channel:
 
     def begin_transmission(self) -> None:
         """From now on nobody else watches over the time that sending takes."""
-        limit = struct.pack("@ll", 0, int(SEND_SECONDS * 1_000_000))
+        limit = array("l", (0, int(SEND_SECONDS * 1_000_000))).tobytes()  # struct timeval
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def stop_receiving(self) -> None:

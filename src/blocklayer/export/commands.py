@@ -8,7 +8,6 @@ beyond the end is ENOSPC, writing what may not be written EPERM, all other nonse
 from __future__ import annotations
 
 import errno
-import struct
 from collections.abc import Callable, Iterator, Sequence
 
 from blocklayer.base.buffers import Buffer
@@ -428,7 +427,8 @@ class Commands:
         count, odd = divmod(len(payload) - 8, 4)
         if count < 1 or odd or count > len(self._contexts):
             return None
-        length, *numbers = struct.unpack(f">Q{count}I", payload)
+        (length,) = wire.unpack_numbers(payload[:8], 8)
+        numbers = wire.unpack_numbers(payload[8:], 4)
         if len(set(numbers)) < count or not set(numbers) <= self._contexts.keys():
             return None
         return length, numbers

@@ -13,18 +13,18 @@ ordering), except that what is written is in place when it is answered.
 
 from __future__ import annotations
 
-import struct
 import time
 
 from blocklayer.base.buffers import Buffer
 from blocklayer.base.errors import BlocklayerError
+from blocklayer.base.layout import Layout
 from blocklayer.export.channel import Channel
 from blocklayer.export.commands import Commands, error_code, error_words
 from blocklayer.export.export import Export
 from blocklayer.export.offload import Offload
 from blocklayer.export.zero_copy import ZERO_COPY_MIN, ZeroCopyRead, is_worth_it
 from blocklayer.nbd import wire
-from blocklayer.nbd.server_handshake import EXTENDED, SIMPLE, Choice
+from blocklayer.nbd.server_handshake import EXTENDED, SIMPLE, STRUCTURED, Choice
 from blocklayer.nbd.server_transmission import LARGE, PIECE, Item, Replies, RequestReader
 
 ARENA = 1024 * 1024
@@ -42,6 +42,14 @@ SLOW_RUN = 64
 _READ, _WRITE = wire.CMD_READ, wire.CMD_WRITE
 
 
+_READ_HEADS: dict[str, type[Layout]] = {
+    SIMPLE: wire.SimpleReply,
+    STRUCTURED: wire.DataChunkHeader,
+    EXTENDED: wire.ExtendedDataChunkHeader,
+}
+"""What stands before the data of a read."""
+
+
 class Session:
     """Transmission with one client, in the thread that calls `run`."""
 
@@ -55,10 +63,7 @@ class Session:
         self._offload = Offload(f"nbd {export.name}")
         self._arena = memoryview(bytearray(ARENA))
         self._simple = choice.mode == SIMPLE
-        self._read_head = {
-            SIMPLE: struct.Struct(">IIQ"),
-            EXTENDED: struct.Struct(">IHHQQQQ"),
-        }.get(choice.mode, struct.Struct(">IHHQIQ"))
+        self._read_head = _READ_HEADS[choice.mode].codec()
         self._extended = choice.mode == EXTENDED
         self._inline_max = ZERO_COPY_MIN - 1
         self._read_flags = wire.CMD_FLAG_FUA | (0 if self._simple else wire.CMD_FLAG_DF)

@@ -152,9 +152,14 @@ class Negotiation:
             del self._received[: self._wanted]
             self._resume(piece)
 
-    def ended(self) -> ProtocolError:
-        """The error for a server that closed the connection in the middle of the negotiation."""
-        return wrong("it closed the connection during the negotiation")
+    def ended(self) -> RemoteError:
+        """The error for a server that closed the connection in the middle of the negotiation.
+
+        The protocol allows that: a server may be going down, or not know an export's name.
+        """
+        return RemoteError(
+            "The server closed the connection during the negotiation", errno.ECONNRESET
+        )
 
     def secured(self) -> None:
         """The connection is encrypted."""

@@ -16,7 +16,6 @@ than `OPTIONS_MAX` options; an option is answered when the answers before it wer
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 
 from blocklayer.base.record import Record
@@ -196,7 +195,7 @@ class ServerHandshake:
     def _take_flags(self) -> bool:
         if len(self._received) < 4:
             return False
-        (flags,) = struct.unpack_from(">I", self._received)
+        flags = int.from_bytes(self._received[:4], "big")
         del self._received[:4]
         unknown = flags & ~(wire.FIXED_NEWSTYLE | wire.NO_ZEROES)
         if unknown:
@@ -272,7 +271,7 @@ class ServerHandshake:
             self._reply(
                 wire.OPT_LIST,
                 wire.REP_SERVER,
-                struct.pack(">I", len(encoded)) + encoded + description.encode(),
+                len(encoded).to_bytes(4, "big") + encoded + description.encode(),
             )
         self._reply(wire.OPT_LIST, wire.REP_ACK)
 
@@ -315,7 +314,7 @@ class ServerHandshake:
         """Answer INFO and GO."""
         reader = _Reader(data)
         name = reader.string("export name")
-        wanted = {reader.number(">H") for _ in range(reader.number(">H"))}
+        wanted = {reader.number(2) for _ in range(reader.number(2))}
         reader.end()
         offer = self._find(name)
         if (
@@ -353,7 +352,7 @@ class ServerHandshake:
         return offer
 
     def _tell_text(self, option: int, kind: int, text: str) -> None:
-        self._reply(option, wire.REP_INFO, struct.pack(">H", kind) + text.encode())
+        self._reply(option, wire.REP_INFO, kind.to_bytes(2, "big") + text.encode())
 
     def _list_contexts(self, data: bytes) -> None:
         name, queries = self._context_queries(data)
@@ -380,12 +379,12 @@ class ServerHandshake:
             )
         reader = _Reader(data)
         name = reader.string("export name")
-        queries = [reader.string("query") for _ in range(reader.number(">I"))]
+        queries = [reader.string("query") for _ in range(reader.number(4))]
         reader.end()
         return name, queries
 
     def _tell_context(self, option: int, number: int, name: str) -> None:
-        self._reply(option, wire.REP_META_CONTEXT, struct.pack(">I", number) + name.encode())
+        self._reply(option, wire.REP_META_CONTEXT, number.to_bytes(4, "big") + name.encode())
 
     # --- the outcome ------------------------------------------------------------------------------
 
@@ -463,17 +462,15 @@ class _Reader:
         self._data = data
         self._position = 0
 
-    def number(self, code: str) -> int:
-        value: int
-        try:
-            (value,) = struct.unpack_from(code, self._data, self._position)
-        except struct.error:
-            raise _Refusal(wire.REP_ERR_INVALID, "option data ends too early") from None
-        self._position += struct.calcsize(code)
-        return value
+    def number(self, size: int) -> int:
+        field = self._data[self._position : self._position + size]
+        if len(field) < size:
+            raise _Refusal(wire.REP_ERR_INVALID, "option data ends too early")
+        self._position += size
+        return int.from_bytes(field, "big")
 
     def string(self, what: str) -> str:
-        length = self.number(">I")
+        length = self.number(4)
         start = self._position
         if length > len(self._data) - start:
             raise _Refusal(wire.REP_ERR_INVALID, f"{what} reaches beyond the option's data")

@@ -14,7 +14,6 @@ Views are valid until the next `space`.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 from blocklayer.nbd import wire
@@ -48,8 +47,7 @@ class RequestReader:
         layout = wire.ExtendedRequestHeader if extended else wire.RequestHeader
         self._extended = extended
         self._magic = wire.EXTENDED_REQUEST_MAGIC if extended else wire.REQUEST_MAGIC
-        self._header = struct.Struct(">IHHQQQ" if extended else ">IHHQQI")
-        assert self._header.size == layout.SIZE
+        self._header = layout.codec()
         self._buffer = memoryview(bytearray(BUFFER_SMALL))
         self._start = 0
         self._end = 0
@@ -175,9 +173,9 @@ class Replies:
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
-        self._simple = struct.Struct(">IIQ").pack
-        self._chunk = struct.Struct(">IHHQI").pack
-        self._extended = struct.Struct(">IHHQQQ").pack
+        self._simple = wire.SimpleReply.codec().pack
+        self._chunk = wire.ChunkHeader.codec().pack
+        self._extended = wire.ExtendedChunkHeader.codec().pack
 
     def done(self, cookie: int, offset: int) -> bytes:
         """Success, without data."""
@@ -194,13 +192,13 @@ class Replies:
         if self.mode == SIMPLE:
             return self._simple(wire.SIMPLE_REPLY_MAGIC, code, cookie)
         message = wire.message(words)
-        payload = struct.pack(">IH", code, len(message)) + message
+        payload = _error_payload(code, message)
         return self._chunk_head(wire.REPLY_ERROR, cookie, offset, len(payload), last=True) + payload
 
     def error_at(self, cookie: int, offset: int, code: int, words: str, place: int) -> bytes:
         """Failure of a read at `place`, after chunks of it have been sent."""
         message = wire.message(words)
-        payload = struct.pack(">IH", code, len(message)) + message + struct.pack(">Q", place)
+        payload = _error_payload(code, message) + place.to_bytes(8, "big")
         kind = wire.REPLY_ERROR_OFFSET
         return self._chunk_head(kind, cookie, offset, len(payload), last=True) + payload
 
@@ -231,10 +229,10 @@ class Replies:
         numbers = [number for extent in extents for number in extent]
         if self.mode == EXTENDED:
             kind = wire.REPLY_BLOCK_STATUS_EXT
-            payload = struct.pack(f">II{len(numbers)}Q", context, len(extents), *numbers)
+            payload = wire.pack_numbers((context, len(extents)), 4) + wire.pack_numbers(numbers, 8)
         else:
             kind = wire.REPLY_BLOCK_STATUS
-            payload = struct.pack(f">I{len(numbers)}I", context, *numbers)
+            payload = wire.pack_numbers((context, *numbers), 4)
         return self._chunk_head(kind, cookie, offset, len(payload), last=last) + payload
 
     def _chunk_head(self, kind: int, cookie: int, offset: int, length: int, *, last: bool) -> bytes:
@@ -243,3 +241,7 @@ class Replies:
             magic = wire.EXTENDED_REPLY_MAGIC
             return self._extended(magic, flags, kind, cookie, offset, length)
         return self._chunk(wire.STRUCTURED_REPLY_MAGIC, flags, kind, cookie, length)
+
+
+def _error_payload(code: int, message: bytes) -> bytes:
+    return wire.ErrorChunk(error=code, length=len(message)).pack() + message

@@ -8,7 +8,10 @@ Source: "The NBD protocol" (`doc/proto.md` of NetworkBlockDevice/nbd), with its 
 from __future__ import annotations
 
 import errno
+import struct
+from collections.abc import Sequence
 
+from blocklayer.base.buffers import Buffer
 from blocklayer.base.layout import Layout, u16, u32, u64
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -383,3 +386,37 @@ class ExtendedExtent(Layout, byte_order=">"):
 
     length = u64("bytes")
     flags = u64("meaning depends on the context")
+
+
+class DataChunkHeader(Layout, byte_order=">"):
+    """A chunk of OFFSET_DATA up to its data: header and offset in one."""
+
+    magic = u32("magic number")
+    flags = u16("DONE on the last")
+    kind = u16("chunk type")
+    cookie = u64("of the request")
+    length = u32("bytes of payload: data and offset")
+    offset = u64("bytes")
+
+
+class ExtendedDataChunkHeader(Layout, byte_order=">"):
+    """The same where extended headers are agreed on."""
+
+    magic = u32("magic number")
+    flags = u16("DONE on the last")
+    kind = u16("chunk type")
+    cookie = u64("of the request")
+    request_offset = u64("of the request")
+    length = u64("bytes of payload: data and offset")
+    offset = u64("bytes")
+
+
+def pack_numbers(numbers: Sequence[int], size: int) -> bytes:
+    """Integers of `size` bytes (4 or 8), one after the other."""
+    return struct.pack(f">{len(numbers)}{'I' if size == 4 else 'Q'}", *numbers)
+
+
+def unpack_numbers(data: Buffer, size: int) -> list[int]:
+    """As many integers of `size` bytes (4 or 8) as `data` holds, which must come out even."""
+    count = len(memoryview(data)) // size
+    return list(struct.unpack(f">{count}{'I' if size == 4 else 'Q'}", data))
