@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import blocklayer
-from blocklayer import Cancelled, CancelToken, InvalidArgument, OutOfRange, Progress
+from blocklayer import Cancelled, CancelToken, InvalidArgument, IoError, OutOfRange, Progress
 from blocklayer.core.stats import CountingDisk
 from blocklayer.ops.bench import BenchPlan, bench_disk
 
@@ -33,6 +35,7 @@ def test_writes_where_it_should(tmp_path: Path, rng: random.Random) -> None:
             pattern=7,
             flush_interval=rng.choice((0, 64, 70)),
             drain=rng.random() < 0.5,
+            threads=rng.choice((1, 1, 5)),
         )
         expected = bytearray(SIZE)
         position, fits = plan.offset, True
@@ -68,6 +71,34 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
         bench_disk(disk, BenchPlan(count=1000, size=1024), progress=seen.append)
     assert path.read_bytes() == before
     assert seen[-1].done == seen[-1].total == 1000
+
+
+def test_requests_are_in_flight_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are threads: each waits until the others are there."""
+    path = make(tmp_path / "image")
+    barrier = threading.Barrier(4, timeout=30)
+    real = blocklayer.Disk.submit
+
+    def submit(disk: blocklayer.Disk, batch: list[Any]) -> object:
+        barrier.wait()
+        return real(disk, batch)
+
+    monkeypatch.setattr(blocklayer.Disk, "submit", submit)
+    with blocklayer.open(path) as disk:
+        bench_disk(disk, BenchPlan(count=40, depth=8, threads=4))
+
+
+def test_a_failure_in_a_thread_is_raised(tmp_path: Path) -> None:
+    path = make(tmp_path / "image")
+    rule = {"iotype": "read", "sector": 32 * 8 + 64}
+    file = {"driver": "fault", "file.filename": str(path), "inject-error": [rule]}
+    with blocklayer.open(path, mode="r+") as disk:
+        disk.write(0, b"x" * SIZE)
+    with (
+        blocklayer.open({"driver": "qed", "file": file}) as disk,
+        pytest.raises(IoError, match="injected"),
+    ):
+        bench_disk(disk, BenchPlan(count=64, depth=16, threads=4))
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ COMMAND = Command(
 AIO_MODES = ("threads", "native", "io_uring")
 DIRECT_MODES = ("none", "directsync")
 
+DIRECT_THREADS = 8
+"""Past the host's cache every request waits for the storage; in it, threads hinder each other."""
+
 
 def run(arguments: Arguments) -> int:
     """The command."""
@@ -128,6 +131,7 @@ def _plan(arguments: Arguments) -> BenchPlan:
         pattern=integer_argument(arguments.last("pattern", "0"), "pattern byte", most=0xFF),
         flush_interval=integer_argument(arguments.last("flush-interval", "0"), "flush interval"),
         drain="no-drain" not in arguments,
+        threads=DIRECT_THREADS if arguments.last("t") in DIRECT_MODES else 1,
     )
     if not plan.depth:
         raise Failure("Invalid queue depth specified")

@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.record import Record
 from blocklayer.core.batch import Request
 from blocklayer.core.disk import Disk
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 
 class BenchPlan(Record, frozen=True):
@@ -22,6 +28,7 @@ class BenchPlan(Record, frozen=True):
     write           write `pattern` instead of reading
     flush_interval  flush after so many writes; 0 does not
     drain           no request is in flight while flushing
+    threads         that send the requests of a depth: more than one where storage takes its time
     """
 
     count: int = 75000
@@ -33,6 +40,7 @@ class BenchPlan(Record, frozen=True):
     pattern: int = 0
     flush_interval: int = 0
     drain: bool = True
+    threads: int = 1
 
 
 def bench_disk(
@@ -43,16 +51,29 @@ def bench_disk(
     cancel: CancelToken | None = None,
 ) -> float:
     """Send the requests of `plan`; the seconds it took. The first that fails is raised."""
-    if plan.depth < 1:
+    if plan.depth < 1 or plan.threads < 1:
         raise InvalidArgument("Requests are sent one at a time at least: give a depth from 1")
     reporter = Reporter("bench", plan.count, progress, cancel)
-    sender = _Sender(disk, plan)
-    start = time.perf_counter()
-    while sender.left:
-        reporter.advance(sender.send())
-    seconds = time.perf_counter() - start
+    with contextlib.ExitStack() as stack:
+        sender = _Sender(disk, plan)
+        threads = min(plan.threads, plan.depth)
+        if threads > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
+            pool = stack.enter_context(ThreadPoolExecutor(threads, "blocklayer-bench"))
+            sender.submit = lambda batch: _submit_together(pool, threads, disk, batch)
+        start = time.perf_counter()
+        while sender.left:
+            reporter.advance(sender.send())
+        seconds = time.perf_counter() - start
     reporter.finish()
     return seconds
+
+
+def _submit_together(pool: Executor, threads: int, disk: Disk, batch: list[Request]) -> None:
+    """Each thread has one request in flight: as many are in flight together."""
+    shares = [batch[number::threads] for number in range(min(threads, len(batch)))]
+    list(pool.map(disk.submit, shares))
 
 
 class _Sender:
@@ -61,6 +82,7 @@ class _Sender:
     def __init__(self, disk: Disk, plan: BenchPlan) -> None:
         self._disk = disk
         self._plan = plan
+        self.submit: Callable[[list[Request]], object] = disk.submit
         self._position = plan.offset
         self._until_flush = plan.flush_interval
         self.left = plan.count
@@ -100,7 +122,7 @@ class _Sender:
         return Request.read_into(offset, self._buffer)
 
     def _submit(self, batch: list[Request]) -> None:
-        self._disk.submit(batch)
+        self.submit(batch)
         for request in batch:
             if request.error is not None:
                 raise request.error
