@@ -49,6 +49,10 @@ class Client:
         """The next event."""
         return dict(self._run(self._client.events.get()))
 
+    def events_so_far(self) -> list[dict[str, Any]]:
+        """Those that are there already."""
+        return [dict(event) for event in self._client.events.clear()]
+
     def close(self) -> None:
         """Disconnect."""
         try:
@@ -124,6 +128,20 @@ class Conversation:
                     return data
             self.seen.append(self.client.next_event())
         raise AssertionError(f"no event {name}: {self.seen}")
+
+    def events_to(self, name: str, /, **members: Any) -> list[dict[str, Any]]:
+        """All events up to the next one of a name, and with these members."""
+        found = []
+        while True:
+            found.append(self.seen.pop(0) if self.seen else self.client.next_event())
+            event = found[-1]
+            if event["event"] == name and members.items() <= event["data"].items():
+                return found
+
+    def events_so_far(self) -> list[dict[str, Any]]:
+        """Events that the client has already."""
+        found, self.seen = self.seen, []
+        return found + self.client.events_so_far()
 
     def close(self) -> None:
         """End the daemon in order; it must not have complained."""

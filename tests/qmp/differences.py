@@ -23,4 +23,55 @@ class Difference(NamedTuple):
         )
 
 
-DIFFERENCES: tuple[Difference, ...] = ()
+BUSY = r"GenericError: Node '\w+' is busy: block device is in use by block job: \w+"
+
+DIFFERENCES: tuple[Difference, ...] = (
+    Difference(
+        "blockdev-mirror",
+        f"GenericError: Job ID 'j' already in use|{BUSY}",
+        "GenericError: Need a root block node",
+        "QEMU looks at the graph first, and does not say who is in the way",
+    ),
+    Difference(
+        "blockdev-del",
+        BUSY,
+        r"GenericError: Node \w+ is in use",
+        "QEMU says it of some nodes of a job, and not of others",
+    ),
+    Difference(
+        "block_resize",
+        BUSY,
+        re.escape("GenericError: Device '(null)' is in use"),
+        "QEMU prints the name of a device where there is none",
+    ),
+    Difference(
+        "block_resize",
+        r"GenericError: Invalid image size specified: .*",
+        "GenericError: Invalid image size specified",
+        "the words go on to say what is wrong with the size",
+    ),
+    Difference(
+        "blockdev-add",
+        "GenericError: Offset .* lies behind the end of .*",
+        "GenericError: Offset .* cannot be greater than size of the containing file .*",
+        "the words name the file",
+    ),
+    Difference(
+        "blockdev-reopen",
+        "{}",
+        "GenericError: Block node is read-only",
+        "QEMU leaves a file that it has made read-only with its image, so there is no way back",
+    ),
+    Difference(
+        "block_resize",
+        "{}",
+        "GenericError: Image is read-only",
+        "the same, one step later",
+    ),
+    Difference(
+        "blockdev-snapshot",
+        "GenericError: The overlay already has a backing image",
+        "GenericError: Node 'top' is busy: node is used as backing hd of 'new'",
+        "two things are wrong, and the other one is told",
+    ),
+)

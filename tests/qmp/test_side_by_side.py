@@ -12,6 +12,7 @@ import pytest
 
 from tests.qmp.daemons import OURS, QEMUS, Conversation
 from tests.qmp.differences import DIFFERENCES, Difference
+from tests.qmp.job_scripts import JOB_SCRIPTS, WAIT
 from tests.qmp.scripts import SCRIPTS, Step
 from tests.support import needs
 
@@ -31,10 +32,40 @@ def prepare(folder: Path) -> None:
 
 
 def answers(folder: Path, program: tuple[str, ...], script: list[Step]) -> list[Any]:
-    """What a daemon says, made comparable."""
+    """What a daemon says, made comparable; at last the events, for scripts that wait for some."""
     prepare(folder)
+    events: list[dict[str, Any]] = []
+    found: list[Any] = []
     with Conversation(folder, program) as talk:
-        return [normal(name, talk.ask(name, arguments)) for name, arguments in script]
+        for name, arguments in script:
+            if name == WAIT:
+                events += talk.events_to(arguments["event"], **arguments["members"])
+                found.append(None)
+            else:
+                found.append(normal(name, talk.ask(name, arguments)))
+        if events:
+            talk.do("blockdev-add", driver="null-co", node_name="end")  # later events are in by now
+            events += talk.events_so_far()
+    return [*found, without_rests([normal_event(each) for each in events])]
+
+
+def without_rests(events: list[str]) -> list[str]:
+    """QEMU's jobs rest for a moment whenever the graph changes, and tell so; ours need not."""
+    kept: list[str] = []
+    for event in events:
+        if kept and '"paused"' in kept[-1] and '"running"' in event:
+            kept.pop()
+        else:
+            kept.append(event)
+    return kept
+
+
+def normal_event(event: dict[str, Any]) -> str:
+    """An event without its time, and without how much there was to do."""
+    data = dict(event["data"])
+    for member in ("len", "offset", "speed"):
+        data.pop(member, None)
+    return f"{event['event']} {json.dumps(data, sort_keys=True)}"
 
 
 def normal(name: str, answer: dict[str, Any]) -> Any:
@@ -42,6 +73,8 @@ def normal(name: str, answer: dict[str, Any]) -> Any:
     if "error" in answer:
         return f"{answer['error']['class']}: {answer['error']['desc']}"
     result = answer["return"]
+    if name == "query-jobs":
+        result = [normal_job(job) for job in result]
     if name == "query-named-block-nodes":
         result = [normal_node(node) for node in result]
     text = re.sub(r"#block\d+", "#block", json.dumps(result))
@@ -53,8 +86,16 @@ def normal(name: str, answer: dict[str, Any]) -> Any:
     )
 
 
+def normal_job(job: dict[str, Any]) -> dict[str, Any]:
+    """A job without how far it is, unless it is there."""
+    current, total = job.pop("current-progress"), job.pop("total-progress")
+    return {**job, "done": current == total}
+
+
 def normal_node(node: dict[str, Any]) -> dict[str, Any]:
     """A node without what its file system makes of it, and without a name that has its options."""
+    if node["drv"] == "file":
+        del node["image"]["virtual-size"]  # how a format above it gives out space is its affair
     for image in (node, *_images(node["image"])):
         image.pop("actual-size", None)
         for member in ("file", "filename", "full-backing-filename"):
@@ -71,13 +112,17 @@ def _images(image: dict[str, Any]) -> list[dict[str, Any]]:
     return [image, *(_images(below) if below else [])]
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+ALL = {**SCRIPTS, **JOB_SCRIPTS}
+EVENTS: Step = ("(events)", {})
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_the_answers_agree(name: str, tmp_path: Path) -> None:
-    script = SCRIPTS[name]
+    script = ALL[name]
     ours = answers(tmp_path / "ours", OURS, script)
     theirs = answers(tmp_path / "theirs", QEMUS, script)
     found = {}
-    for number, (step, one, other) in enumerate(zip(script, ours, theirs, strict=True)):
+    for number, (step, one, other) in enumerate(zip([*script, EVENTS], ours, theirs, strict=True)):
         if one != other and not explained(name, number, step, one, other):
             found[f"{number}: {json.dumps(step)}"] = (one, other)
     assert not found, "\n".join(

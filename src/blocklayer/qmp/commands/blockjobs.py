@@ -10,7 +10,7 @@ import msgspec
 
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.qmp.schema import jobs as schema
-from blocklayer.qmp.types import Family, Members, Nothing, QmpError
+from blocklayer.qmp.types import DeviceNotFound, Family, Members, Nothing, QmpError
 
 if TYPE_CHECKING:
     from blocklayer.jobs.job import Job
@@ -128,6 +128,8 @@ def block_commit(context: Context, arguments: schema.BlockCommit) -> None:
     """Write what layers of a chain hold into a layer below them, and take them out."""
     from blocklayer.jobs import commit
 
+    if arguments.device not in context.graph:
+        raise DeviceNotFound(f"Device '{arguments.device}' not found")
     commit.start(context.graph, context.jobs, **_given(arguments))
 
 

@@ -59,19 +59,27 @@ def transaction(context: Context, arguments: schema.Transaction) -> None:
                 " completion-mode = grouped"
             )
     changed = _nodes(context, arguments.actions)
-    with ExitStack() as drained:
-        drained.enter_context(context.graph.drained(*changed))
-        for node in changed:
-            # This thread's own requests do not wait for the drain that it has begun.
-            drained.enter_context(node.tracker.calling_out())
-        for job in _carry_out(context, arguments.actions, JobTransaction() if grouped else None):
-            job.start()
-
-
-def _carry_out(context: Context, actions: list[Any], group: JobTransaction | None) -> list[Job]:
-    """Do all, or nothing; jobs that are to be started."""
-    done: list[Undo] = []
     jobs: list[Job] = []
+    try:
+        with ExitStack() as drained:
+            drained.enter_context(context.graph.drained(*changed))
+            for node in changed:
+                # This thread's own requests do not wait for the drain that it has begun.
+                drained.enter_context(node.tracker.calling_out())
+            _carry_out(context, arguments.actions, JobTransaction() if grouped else None, jobs)
+            for job in jobs:
+                job.start()
+    except BaseException:
+        for job in jobs:
+            job.wait()  # what was cancelled is undone in its own thread, as soon as it may
+        raise
+
+
+def _carry_out(
+    context: Context, actions: list[Any], group: JobTransaction | None, jobs: list[Job]
+) -> None:
+    """Do all, or nothing; the jobs are to be started."""
+    done: list[Undo] = []
     try:
         for action in actions:
             if isinstance(action, schema.Backup):
@@ -88,7 +96,6 @@ def _carry_out(context: Context, actions: list[Any], group: JobTransaction | Non
             except Exception as failure:  # the others are to be undone all the same
                 error.add_note(f"undoing an action failed as well: {failure}")
         raise
-    return jobs
 
 
 def _nodes(context: Context, actions: list[Any]) -> list[Node]:
