@@ -311,8 +311,12 @@ class Disk:
         """Fill a view except for what is known to be zeroes; its (length, zero) runs in order."""
         from blocklayer.core.sparse import read_sparse
 
-        self.check_range("read", offset, len(view))
-        return self._run(lambda: read_sparse(self.node, offset, view))
+        def read() -> list[tuple[int, bool]]:
+            # Inside the request: who waited for a drain may find a smaller disk.
+            self.check_range("read", offset, len(view))
+            return read_sparse(self.node, offset, view)
+
+        return self._run(read)
 
     def with_places(self, offset: int, length: int, action: Callable[[list[Place]], None]) -> bool:
         """Call `action` with the places of a range in plain files; they stay there meanwhile.
@@ -329,7 +333,7 @@ class Disk:
             action(places)
             return True
 
-        return self._tracker.run(find)
+        return self._run(find)
 
     def _read_tracked(self, offset: int, length: int) -> bytes:
         self.check_range("read", offset, length)
