@@ -30,9 +30,6 @@ from blocklayer.nbd.server_transmission import LARGE, PIECE, Item, Replies, Requ
 ARENA = 1024 * 1024
 """Bytes of answers that are put together before they are sent."""
 
-WRITES_AT_ONCE = 8
-"""Small writes that are answered together: the client goes on while the next ones are done."""
-
 SLOW_SECONDS = 0.001
 """A read that takes longer has waited for the storage, and the next ones will, too."""
 
@@ -124,9 +121,6 @@ class Session:
                 taken.append(item)
             elif command == _WRITE:
                 writes.append(item)
-                if len(writes) == WRITES_AT_ONCE:
-                    self._finish_writes(writes)
-                    writes = []
             elif command == wire.CMD_DISC:
                 self._finish_reads(reads, taken, position)
                 self._finish_writes(writes)
