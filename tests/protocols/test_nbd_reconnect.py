@@ -2,6 +2,7 @@
 """Connections that break: what waits, what fails, and when; nothing hangs."""
 
 import contextlib
+import random
 import signal
 import socket
 import threading
@@ -16,6 +17,8 @@ import blocklayer
 from blocklayer.base.errors import IoError, OpenError
 from blocklayer.core.disk import Disk
 from blocklayer.nbd import wire
+from blocklayer.testing.exercise import Exercise
+from blocklayer.testing.model import ModelDisk
 from tests.nbd.server_bytes import (
     FLAGS,
     MiB,
@@ -390,3 +393,55 @@ def test_nothing_is_left_when_a_disk_is_closed(tmp_path: Path) -> None:
     with fake_server(tmp_path / "s", serve) as server:
         opened(server.path).close()
         assert [t.name for t in threading.enumerate() if t.name == "blocklayer-nbd"] == []
+
+
+# --- chaos --------------------------------------------------------------------------------------
+
+
+def cutting(target: Path, rng: random.Random) -> Behaviour:
+    """Pass bytes on in both directions, and cut the connection after some of them."""
+
+    def behave(connection: socket.socket) -> None:
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(str(target))
+        left = [rng.randrange(100, rng.choice([3000, 300000, 30000000, 30000000]))]
+
+        def pass_on(source: socket.socket, sink: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while left[0] > 0 and (data := source.recv(65536)):
+                    sink.sendall(data[: max(left[0], 0)])
+                    left[0] -= len(data)
+            for end in (connection, server):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+        back = threading.Thread(target=pass_on, args=(server, connection))
+        back.start()
+        pass_on(connection, server)
+        back.join()
+        server.close()
+
+    return behave
+
+
+@needs("nbdkit")
+@pytest.mark.parametrize("connections", [1, 3])
+def test_random_requests_over_connections_that_break(
+    connections: int, tmp_path: Path, seed: int, rng: random.Random
+) -> None:
+    size = 2 * MiB
+    command = nbdkit(tmp_path / "real", "memory", str(size))
+    with (
+        running(command, tmp_path / "real") as peer,
+        fake_server(tmp_path / "s", cutting(peer.socket, rng)) as server,
+        opened_patiently(server.path, connections) as disk,
+    ):
+        exercise = Exercise(disk, ModelDisk(size), seed=seed)
+        while server.accepted < 10:
+            exercise.run(100)
+
+
+def opened_patiently(path: Path, connections: int) -> Disk:
+    """The proxy may cut the handshake as well, where nothing but trying again helps."""
+    options: dict[str, Any] = {"reconnect-delay": 60, "open-timeout": 60}
+    return opened(path, connections=connections, **options)

@@ -98,7 +98,7 @@ class Lane:
         """Send commands. Raises `RemoteError`, `ProtocolError` if there is nowhere to send them."""
         connection = self._connection
         if connection.lost is not None:
-            connection = self._replaced(connection)
+            connection = self._alive()
         connection.start(commands)
 
     def wait(self, command: Command) -> None:
@@ -111,7 +111,7 @@ class Lane:
             final = isinstance(reason, ProtocolError) or command.losses > LOSSES_MAX
             if final or not self._settings.reconnect_delay:
                 raise reason
-            connection = self._replaced(self._connection)
+            connection = self._alive()
             command.restart()
             connection.start([command])
             command.finished.acquire()
@@ -122,16 +122,16 @@ class Lane:
 
     # --- connecting again -----------------------------------------------------------------------
 
-    def _replaced(self, broken: Connection) -> Connection:
-        """Another connection in place of a broken one. Raises why there is none."""
-        deadline = broken.lost_at + self._settings.reconnect_delay
+    def _alive(self) -> Connection:
+        """The connection, or another one in place of a broken one. Raises why there is none."""
         while True:
             with self._changing:  # others wait, and find what this one has made
                 if self._closed:
                     raise RemoteError("The connection is closed", errno.ESHUTDOWN)
-                if self._connection is not broken and self._connection.lost is None:
+                if self._connection.lost is None:
                     return self._connection
                 now = time.monotonic()
+                deadline = self._connection.lost_at + self._settings.reconnect_delay
                 failure = self._failure
                 if failure is None or now - self._tried_at >= RETRY_SECONDS:
                     failure = self._try(max(deadline - now, ATTEMPT_SECONDS))
