@@ -59,7 +59,7 @@ VERBS: Final = {
     "pause": _ALIVE,
     "resume": _ALIVE,
     "set-speed": _ALIVE,
-    "complete": {READY},
+    "complete": {READY, STANDBY},
     "finalize": {PENDING},
     "dismiss": {CONCLUDED},
     "change": _ALIVE,
