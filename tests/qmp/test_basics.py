@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from qemu.qmp import QMPClient
 
 from tests.qmp.daemons import Conversation, conversation
+from tests.support import needs
 
 
 def raw_client(talk: Conversation) -> Any:
@@ -160,13 +162,36 @@ def test_commands_for_people(tmp_path: Path) -> None:
         assert human("") == ""
 
 
-@pytest.mark.parametrize("kind", ["iothread", "secret", "throttle-group", "authz-simple"])
+@needs("qemu-io")
+def test_requests_that_wait_at_break_points_do_not_keep_the_daemon(tmp_path: Path) -> None:
+    with conversation(tmp_path) as talk:
+        memory = {"driver": "memory", "size": 1 << 20}
+        talk.do("blockdev-add", driver="fault", node_name="f", image=memory)
+        line = 'qemu-io f "break write_aio A"'
+        talk.do("human-monitor-command", command_line=line)
+        assert 'command "wait_break" not found' in talk.do(
+            "human-monitor-command", command_line='qemu-io f "wait_break A"'
+        )
+        nbd = str(tmp_path / "nbd")
+        talk.do("nbd-server-start", addr={"type": "unix", "data": {"path": nbd}})
+        talk.do("block-export-add", type="nbd", id="e", node_name="f", writable=True)
+        write = ["qemu-io", "-f", "raw", "-c", "write 0 512", f"nbd+unix:///f?socket={nbd}"]
+        client = subprocess.Popen(write, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while talk.do("query-blockstats", query_nodes=True)[1]["stats"]["wr_operations"] == 0:
+            assert client.poll() is None
+    client.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("kind", ["iothread", "secret", "throttle-group", "authz-simple",
+                                  "authz-list", "authz-list-file"])  # fmt: skip
 def test_objects_come_and_go(tmp_path: Path, kind: str) -> None:
     kinds: dict[str, dict[str, Any]] = {
         "iothread": {},
         "secret": {"data": "x"},
         "throttle-group": {"limits": {"bps-total": 1000000}},
         "authz-simple": {"identity": "CN=me"},
+        "authz-list": {"rules": [{"match": "CN=*", "policy": "allow", "format": "glob"}]},
+        "authz-list-file": {"filename": "rules.json"},
     }
     properties = kinds[kind]
     with conversation(tmp_path) as talk:

@@ -31,6 +31,7 @@ CASES: list[tuple[bytes, list[Any]]] = [
     (b"{'a': 'it\\'s'}", [[{"a": "it's"}]]),
     (b'"\\u00e9\\n\\/\\ud83d\\ude00\xc3\xa9\\u0000"', [["é\n/😀é\0"]]),
     (b"-0 18446744073709551615 18446744073709551616 1e3 ", [[0], [2**64 - 1], [2.0**64], [1e3]]),
+    (b"1e400 ", [parse_error("number out of range")]),
     (b"@\n", [parse_error("stray '@'")]),
     (b"@@\n", [parse_error("stray '@'")]),
     (b'{"a": @}\n', [parse_error("stray '@'"), EXPECTING_VALUE]),

@@ -27,11 +27,12 @@ _IMPLIED = {"blockdev": "driver", "export": "type", "nbd-server": "", "object": 
 
 def serve(arguments: Arguments, ready: Callable[[], None]) -> int:
     """Carry out the options, then commands, until somebody wants an end."""
-    from blocklayer.cli.daemon_human import human_command
+    from blocklayer.cli.daemon_human import HumanMonitor
     from blocklayer.qmp.daemon import Daemon
 
     background = "daemonize" in arguments
-    daemon = Daemon(human_command)
+    human = HumanMonitor()
+    daemon = Daemon(human)
     with ExitStack() as at_end:
         at_end.enter_context(_stopped_by_signals(daemon))
         path = arguments.optional("pidfile")
@@ -44,6 +45,7 @@ def serve(arguments: Arguments, ready: Callable[[], None]) -> int:
             ready()
             daemon.run()
         finally:
+            human.release(daemon.context)
             failed = _close(daemon)
     return 1 if failed else 0
 

@@ -6,6 +6,7 @@ Not recursive: the depth of a value costs memory in a list, and the splitter bou
 
 from __future__ import annotations
 
+import math
 import re
 from enum import Enum, auto
 from typing import Any
@@ -139,7 +140,10 @@ def _scalar(token: Token) -> Any:
         value = int(text)
         if INT64_MIN <= value <= UINT64_MAX:
             return value
-    return float(text)
+    number = float(text)
+    if not math.isfinite(number):  # JSON could not say it in an answer
+        raise parse_error("number out of range")
+    return number
 
 
 _UNICODE = re.compile(rb"u[0-9a-fA-F]{4}")

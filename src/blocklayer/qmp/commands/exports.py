@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blocklayer.core import objects
+from blocklayer.export.authorise import authoriser
 from blocklayer.export.export import Export
 from blocklayer.export.listen import Address, GivenSocket, InetAddress, UnixAddress
 from blocklayer.export.server import NbdServer
@@ -41,7 +41,6 @@ class _Entry:
         self.node_name = node_name
         self.export = export
         self.disk = disk
-        self.ending = False
 
 
 class Exports:
@@ -64,7 +63,7 @@ class Exports:
         server = NbdServer(
             [_address(getattr(addr, "data", addr))],
             tls=None if tls_creds is None else _tls(tls_creds),
-            authorise=None if authz is None else _authorisation(authz),
+            authorise=None if authz is None else authoriser(authz),
             max_connections=maximum,
         )
         server.start()
@@ -128,8 +127,6 @@ class Exports:
         entry = self._entries.get(identity)
         if entry is None:
             raise QmpError(f"Export '{identity}' is not found")
-        if entry.ending:
-            raise QmpError(f"Export '{identity}' is already shutting down")
         assert self._server is not None
         self._server.remove(entry.export.name, hard=mode == "hard")
         self._forget(entry)
@@ -146,7 +143,7 @@ class Exports:
                 id=entry.identity,
                 type="nbd",
                 node_name=entry.node_name,
-                shutting_down=entry.ending,
+                shutting_down=False,  # nobody can ask while one does
             )
             for entry in reversed(self._entries.values())
         ]
@@ -212,25 +209,6 @@ def _tls(name: str) -> ssl.SSLContext:
     return tls.server_context(
         tls.credentials(found.kind, found.properties, endpoint=tls.SERVER, password=password)
     )
-
-
-def _authorisation(name: str) -> Callable[[str], bool]:
-    """Who may connect, by the object called `name`, which is asked anew for every client."""
-
-    def may_connect(who: str) -> bool:
-        found = objects.find(name)
-        if found is None:
-            return False
-        if found.kind == "authz-simple":
-            return bool(found.properties["identity"] == who)
-        for rule in found.properties.get("rules", ()):
-            glob = rule.get("format") == "glob"
-            match = rule["match"]
-            if fnmatch.fnmatchcase(who, match) if glob else who == match:
-                return bool(rule["policy"] == "allow")
-        return bool(found.properties.get("policy", "deny") == "allow")
-
-    return may_connect
 
 
 # --- commands -----------------------------------------------------------------------------------

@@ -102,6 +102,17 @@ class AuthzList(Object, kw_only=True, tag="authz-list"):
     rules: list[AuthzRule] | None = None
 
 
+class AuthzListFile(Object, kw_only=True, tag="authz-list-file"):
+    """Clients are judged by rules in a file.
+
+    filename  a JSON file with the properties of an authz-list
+    refresh   accepted: the file is read again whenever it has changed
+    """
+
+    filename: str
+    refresh: bool | None = None
+
+
 class Limits(Members, kw_only=True):
     """Limits of a group: averages, what may go beyond them, and for how many seconds.
 
@@ -175,4 +186,6 @@ class Iothread(Object, kw_only=True, tag="iothread"):
     thread_pool_max: Int | None = None
 
 
-Objects: TypeAlias = AuthzList | AuthzSimple | Iothread | Secret | ThrottleGroup | TlsPsk | TlsX509
+Objects: TypeAlias = (
+    AuthzList | AuthzListFile | AuthzSimple | Iothread | Secret | ThrottleGroup | TlsPsk | TlsX509
+)
