@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Servers that lie, flood, stall or send noise: an error that names them, and no more than that."""
 
+import gc
+import os
 import random
 import resource
 import socket
@@ -254,3 +256,28 @@ def test_noise_in_handshakes(tmp_path: Path, rng: random.Random) -> None:
             except (RemoteError, ProtocolError):
                 refused += 1
     assert refused > 50
+
+
+def test_openings_that_fail_leave_nothing(tmp_path: Path, rng: random.Random) -> None:
+    """No descriptor, no thread; whatever the server does in the handshake, or after it."""
+    sound = negotiation("structured", export=info_export(flags=FLAGS))
+
+    def partly(connection: socket.socket) -> None:
+        connection.sendall(sound[: rng.randrange(len(sound) + 20)])
+
+    def descriptors() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    with fake_server(tmp_path / "s", partly) as server:
+        for attempt in range(120):
+            try:
+                opened(server.path).close()
+            except BlocklayerError:
+                pass
+            if attempt == 20:
+                server.forget_ended()
+                before = descriptors()
+        server.forget_ended()
+        assert descriptors() <= before
+    assert not [thread for thread in threading.enumerate() if thread.name == "blocklayer-nbd"]

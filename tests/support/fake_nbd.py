@@ -60,6 +60,13 @@ class FakeServer:
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
 
+    def forget_ended(self) -> None:
+        """Wait for the connections that there have been."""
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+        self._open.clear()
+
     def close(self) -> None:
         """Nothing is left, and nothing has failed."""
         with contextlib.suppress(OSError):
