@@ -102,8 +102,6 @@ def _address(options: OptionTree, places: list[str]) -> uri.Address:
     if "host" in places:
         port = options.pop("port", wire.DEFAULT_PORT)
         return uri.address_of({"type": "inet", "host": options.pop("host"), "port": port})
-    if places:
-        raise InvalidArgument("port may not be used without host")
     raise InvalidArgument("NBD server address missing")
 
 
