@@ -246,6 +246,30 @@ def test_directories_that_cannot_be_flushed(
     assert target.read_bytes() == data
 
 
+@pytest.mark.parametrize("damage", ["entry", "header", "length"])
+def test_a_partial_target_whose_tables_are_damaged(
+    memory_path: Path, data: bytes, damage: str
+) -> None:
+    """It may still read as it should, and is no image that one would want."""
+    source, target = memory_path / "source", memory_path / "target"
+    source.write_bytes(data)
+    interrupt(source, target, source_format="raw", format="qed")
+    partial = memory_path / "target.partial"
+    content = bytearray(partial.read_bytes())
+    if damage == "entry":  # a cluster that nothing has been written to yet refers to another's
+        table = int.from_bytes(content[64 * KiB : 64 * KiB + 8], "little")
+        content[table + 8 * 31 : table + 8 * 32] = content[table : table + 8]
+    elif damage == "header":
+        content[:4] = b"none"
+    else:
+        del content[128 * KiB :]
+    partial.write_bytes(content)
+    result = blocklayer.convert(source, target, source_format="raw", format="qed", resume=True)
+    assert result.resumed == 0
+    assert blocklayer.check(target).clean
+    assert blocklayer.compare(source, target, first_format="raw").identical
+
+
 def test_options_that_cannot_be_noted(memory_path: Path) -> None:
     source, target = memory_path / "source", memory_path / "target"
     source.write_bytes(bytes(4096))

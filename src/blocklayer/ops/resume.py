@@ -15,13 +15,21 @@ from __future__ import annotations
 import os
 import stat
 
-from blocklayer.base.errors import BlocklayerError, InvalidArgument, IoError, NotSupported
+from blocklayer.base.errors import (
+    BlocklayerError,
+    FormatError,
+    InvalidArgument,
+    IoError,
+    NotSupported,
+    OpenError,
+)
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
 from blocklayer.base.units import SECTOR
 from blocklayer.core.copy import CopyOptions, Segment, changing_ranges, copy
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode, Node
+from blocklayer.ops.check import check
 from blocklayer.ops.create import create, remove
 from blocklayer.ops.open_image import leaves, open_disk
 from blocklayer.ops.resume_note import (
@@ -77,7 +85,7 @@ class Resumable:
             )
         if note is not None:
             self._require_same(note.job)
-            if note.stage == WHOLE or (note.parts and os.path.exists(self.partial)):
+            if note.stage == WHOLE or (note.parts and self._is_sound()):
                 return note
         note = Note(self.job)
         self.save(note)
@@ -88,6 +96,25 @@ class Resumable:
             **_create_options(self.job.options),
         )
         return note
+
+    def _is_sound(self) -> bool:
+        """Whether the partial target is there, and its tables are right.
+
+        What it holds is compared, but a disk can read well and fall apart when it is written to.
+        """
+        if not os.path.exists(self.partial):
+            return False
+        try:
+            found = check(self.partial, format=self.job.format)
+        except NotSupported:
+            return True  # there are no tables
+        except OpenError as error:
+            if isinstance(error.__cause__, FormatError):
+                return False
+            raise
+        except FormatError:
+            return False
+        return not (found.corruptions or found.check_errors)
 
     def save(self, note: Note) -> None:
         """Replace the note: after a crash there is the old one or this one."""
