@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from qemu.qmp import ExecuteError, QMPClient
+from qemu.qmp import ConnectError, ExecuteError, QMPClient
 
 OURS = (sys.executable, "-m", "blocklayer", "daemon")
 QEMUS = ("qemu-storage-daemon",)
@@ -63,6 +63,20 @@ class Client:
             self._loop.close()
 
 
+def connected(path: Path, daemon: subprocess.Popen[bytes]) -> Client:
+    """A client of a daemon that will listen soon."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        if path.exists():
+            try:
+                return Client(path)
+            except ConnectError:  # it is bound, and does not listen yet
+                assert time.monotonic() < deadline
+        assert daemon.poll() is None, daemon.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 class Conversation:
     """A running daemon and a client of it, in a folder of their own."""
 
@@ -88,12 +102,7 @@ class Conversation:
 
     def connect(self) -> Client:
         """One more client."""
-        deadline = time.monotonic() + SECONDS
-        while not self.socket.exists():
-            assert self.process.poll() is None, self.errors()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        return Client(self.socket)
+        return connected(self.socket, self.process)
 
     def errors(self) -> str:
         """What an ended daemon has complained about."""

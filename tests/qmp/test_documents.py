@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.qmp.daemons import Client
+from tests.qmp.daemons import Client, connected
 from tests.support import needs
 from tests.support.source import ROOT
 
@@ -27,8 +27,7 @@ def test_a_disk_is_moved_by_the_examples(tmp_path: Path) -> None:
     assert program == "blk"
     daemon = subprocess.Popen([sys.executable, "-m", "blocklayer", *words], cwd=tmp_path)
     try:
-        while not (tmp_path / "qmp.sock").exists():
-            assert daemon.poll() is None
+        connected(tmp_path / "qmp.sock", daemon).close()
         subprocess.run(
             [sys.executable, "-c", example("python")], cwd=tmp_path, check=True, timeout=60
         )

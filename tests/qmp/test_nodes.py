@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tests.qmp.daemons import Conversation, conversation
 from tests.support import needs
+from tests.support.certificates import make_certificates
 
 pytestmark = needs("qemu-img")
 
@@ -244,6 +246,37 @@ def test_statistics_of_exports(talk: Conversation) -> None:
     assert stats["stats"]["wr_bytes"] == 65536
     assert stats["stats"]["rd_bytes"] >= 32768
     assert stats["stats"]["wr_operations"] == 1
+
+
+@needs("openssl")
+def test_clients_of_an_encrypted_server_are_authorised(talk: Conversation) -> None:
+    folder = make_certificates(talk.folder / "pki")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    talk.do("blockdev-add", driver="memory", node_name="m", size=MIB)
+    tls = {"qom-type": "tls-creds-x509", "endpoint": "server", "dir": str(folder)}
+    talk.ask("object-add", {**tls, "id": "tls"})
+    rules = [{"match": "*CN=tester*", "policy": "allow", "format": "glob"}]
+    talk.ask("object-add", {"qom-type": "authz-list", "id": "some", "rules": rules})
+    talk.ask("object-add", {"qom-type": "authz-simple", "id": "none", "identity": "CN=other"})
+    address = {"type": "inet", "data": {"host": "localhost", "port": port}}
+    assert "TLS authorization" in talk.refused("nbd-server-start", addr=address, tls_authz="some")
+    client = [
+        "qemu-img",
+        "info",
+        "--object",
+        f"tls-creds-x509,id=t,endpoint=client,dir={folder}",
+        "--image-opts",
+        f"driver=nbd,host=localhost,port={port},export=m,tls-creds=t",
+    ]
+    for rule, welcome in (("some", True), ("none", False)):
+        talk.do("nbd-server-start", addr=address, tls_creds="tls", tls_authz=rule)
+        talk.do("block-export-add", type="nbd", id="e", node_name="m")
+        done = subprocess.run(client, capture_output=True, check=False, timeout=60)
+        assert (done.returncode == 0) == welcome, done.stderr
+        talk.do("nbd-server-stop")
+        talk.event("BLOCK_EXPORT_DELETED")
 
 
 def test_an_export_in_use_is_removed_by_force_only(talk: Conversation) -> None:
