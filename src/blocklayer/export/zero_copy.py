@@ -11,6 +11,9 @@ a write that changes them meanwhile is in flight together with the read.
 
 from __future__ import annotations
 
+import os
+from errno import EOPNOTSUPP
+
 from blocklayer.base.errors import BlocklayerError
 from blocklayer.core.disk import Disk
 from blocklayer.core.sparse import NOWHERE, Place
@@ -18,6 +21,8 @@ from blocklayer.export.channel import Channel
 from blocklayer.nbd import wire
 from blocklayer.nbd.server_handshake import SIMPLE
 from blocklayer.nbd.server_transmission import Replies
+
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 COPY_PIECE = 1024 * 1024
 """Bytes in memory at once where copying is needed after all."""
@@ -55,6 +60,8 @@ class ZeroCopyRead:
 
     def _begin(self, places: list[Place]) -> None:
         """Send what can be sent without waiting. Runs inside a request."""
+        if not all(map(_is_in_memory, places)):
+            return  # reading it may take long, or fail: that is found out before success is told
         if self._replies.mode == SIMPLE:
             if any(descriptor == NOWHERE for _, descriptor, _ in places):
                 return
@@ -116,6 +123,20 @@ class ZeroCopyRead:
                 raise ConnectionAbortedError(f"read failed in an answer: {error}") from error
             self._channel.send_part(piece)
             start += len(piece)
+
+
+def _is_in_memory(place: Place) -> bool:
+    """Whether the ends of a place are in the page cache, and so, very likely, is all of it."""
+    length, descriptor, host = place
+    if descriptor == NOWHERE or not _NOWAIT:
+        return True
+    try:
+        for offset in (host, host + length - 1):
+            if not os.preadv(descriptor, [bytearray(1)], offset, _NOWAIT):
+                return False  # the file ends before
+    except OSError as error:
+        return error.errno == EOPNOTSUPP  # this file system cannot tell
+    return True
 
 
 def is_worth_it(channel: Channel, length: int) -> bool:
