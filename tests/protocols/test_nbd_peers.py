@@ -180,7 +180,7 @@ def test_a_batch_is_in_flight_together(tmp_path: Path) -> None:
         disk.submit(writes)
         reads = [Request.read(n * 65536, 5) for n in range(40)]
         disk.submit(reads)
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 3
         assert [request.result for request in reads] == [b"%05d" % n for n in range(40)]
 
 
