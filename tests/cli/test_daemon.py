@@ -16,6 +16,7 @@ import pytest
 
 from blocklayer.cli.daemon_options import keyval, split_pairs
 from blocklayer.cli.failures import Failure
+from blocklayer.qmp.chardev import CLIENTS_MAX
 from tests.support import needs
 
 BLK = (sys.executable, "-m", "blocklayer")
@@ -283,6 +284,38 @@ def test_a_monitor_that_connects_to_its_client(tmp_path: Path) -> None:
     connection.settimeout(30)
     assert talk(connection, "quit") == [{"return": {}}]
     ends_well(process)
+
+
+def test_a_crowd_is_turned_away(tmp_path: Path) -> None:
+    process = start(
+        tmp_path, "--chardev", "socket,id=a,path=a,server=on,wait=off", "--monitor", "a"
+    )
+    crowd = [connect(tmp_path / "a") for _ in range(CLIENTS_MAX)]
+    for each in crowd:
+        assert each.recv(6) == b'{"QMP"'
+    late = connect(tmp_path / "a")
+    assert late.recv(1) == b""
+    late.close()
+    crowd.pop().close()
+    deadline = time.monotonic() + 30
+    while (again := connect(tmp_path / "a")).recv(6, socket.MSG_PEEK) == b"":
+        again.close()
+        assert time.monotonic() < deadline
+    assert talk(again, "quit") == [{"return": {}}]
+    for each in crowd:
+        each.close()
+    ends_well(process)
+
+
+def test_the_package_that_is_missing_is_named(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['msgspec'] = None\nfrom blocklayer.cli.main import main\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program + "sys.exit(main(['daemon']))"],
+        capture_output=True,
+        check=False,
+    )
+    words = "blk: the daemon needs the package 'msgspec': pip install 'blocklayer[daemon]'\n"
+    assert (done.returncode, done.stderr.decode()) == (1, words)
 
 
 # --- the process ----------------------------------------------------------------------------------
