@@ -24,6 +24,7 @@ OTHERWISE = {
     "digest": "qemu-img has none",
     "nbd": "its letters are those of qemu-nbd",
     "daemon": "it is qemu-storage-daemon",
+    "mirror": "qemu-img has none",
 }
 
 

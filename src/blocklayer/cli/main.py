@@ -34,6 +34,7 @@ COMMANDS = {
     "io": ("blocklayer.cli.io", "read and write parts of an image by small commands"),
     "map": ("blocklayer.cli.map", "tell where an image's data is"),
     "measure": ("blocklayer.cli.measure", "tell how large an image would become"),
+    "mirror": ("blocklayer.cli.mirror", "make another image show what an image shows"),
     "nbd": ("blocklayer.cli.nbd", "serve an image to NBD clients"),
     "rebase": ("blocklayer.cli.rebase", "give an overlay another backing file"),
     "resize": ("blocklayer.cli.resize", "change the size of a disk"),

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mirror between images by name, with nobody else at work on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from blocklayer.base.errors import BlocklayerError, Cancelled
+from blocklayer.base.progress import CancelToken, Progress, ProgressCallback
+from blocklayer.base.record import Record
+from blocklayer.core.graph import Graph
+from blocklayer.core.graph_options import Settings
+from blocklayer.core.opening import FilenameLike, Opener, OpenFlags, cache_mode, path_of
+from blocklayer.jobs import mirror
+from blocklayer.jobs.manager import Jobs
+from blocklayer.ops.create import create, remove
+
+if TYPE_CHECKING:
+    from blocklayer.jobs.job import Job
+
+LOOK_SECONDS = 0.1
+
+
+class MirrorFailed(BlocklayerError, eq=False):
+    """The job has failed; the message is what it reports."""
+
+
+class MirrorResult(Record):
+    """Bytes: of the disk, and of what was moved to the target."""
+
+    size: int
+    moved: int
+
+
+def mirror_images(
+    source: FilenameLike,
+    target: FilenameLike,
+    *,
+    source_format: str | None = None,
+    format: str = "raw",
+    options: dict[str, Any] | None = None,
+    make: bool = True,
+    sync: str = "full",
+    granularity: int = 0,
+    buf_size: int = 0,
+    speed: int = 0,
+    target_is_zero: bool = False,
+    cache: str = "writeback",
+    source_cache: str = "writeback",
+    discard: str = "unmap",
+    detect_zeroes: str = "off",
+    force_share: bool = False,
+    progress: ProgressCallback | None = None,
+    cancel: CancelToken | None = None,
+) -> MirrorResult:
+    """Make `target` show what `source` shows, with a mirror job.
+
+    make     the target is a new image of `format` with `options`; removed again on failure
+    sync     ``full``, or ``top``: only what the source's own layer holds
+    discard  ``unmap`` (default) or ``ignore``: whether zeroes may take space of a target away
+
+    Raises `CreateError`, `OpenError`, `InvalidArgument`, `MirrorFailed`, `Cancelled`.
+    """
+    graph, jobs = Graph(), Jobs()
+    done, made = False, False
+    try:
+        flags = OpenFlags(cache=cache_mode(source_cache, "source cache"), force_share=force_share)
+        node = graph.add_node(Opener(flags).open_name(source, source_format), "source")
+        if make:
+            create(path_of(target), format=format, size=node.size, **(options or {}))
+            made = True
+        flags = OpenFlags(read_only=False, cache=cache_mode(cache))
+        opened = Opener(flags).open_name(target, format)
+        settings = Settings(discard, detect_zeroes, cache=flags.cache)
+        graph.add_node(opened, "target", settings)
+        job = mirror.start(
+            graph,
+            jobs,
+            job_id="mirror",
+            device="source",
+            target="target",
+            sync=sync,
+            granularity=granularity,
+            buf_size=buf_size,
+            speed=speed,
+            target_is_zero=target_is_zero,
+        )
+        _follow(job, progress, cancel)
+        done = True
+        return MirrorResult(opened.size, job.current)
+    finally:
+        jobs.end_all()
+        try:
+            graph.close()
+        finally:
+            if made and not done:
+                remove(path_of(target))
+
+
+def _follow(job: Job, progress: ProgressCallback | None, cancel: CancelToken | None) -> None:
+    """Tell of a job until it is ready, then end it: the target stays a copy."""
+    while job.status not in ("ready", "standby") and not job.ended.is_set():
+        if progress is not None:
+            progress(Progress("mirror", job.current, max(job.total, 1)))
+        if cancel is not None and cancel.cancelled:
+            job.cancel(force=True)
+            job.wait()
+            raise Cancelled("mirror was cancelled")
+        job.wait_for_status("ready", timeout=LOOK_SECONDS)
+    if not job.ended.is_set():
+        job.cancel()
+        job.wait()
+    if job.error is not None:
+        raise MirrorFailed(job.error)
+    if progress is not None:
+        progress(Progress("mirror", max(job.current, 1), max(job.current, 1)))

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blk mirror`: between images, and between nodes of a daemon: ours and QEMU's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import blocklayer
+from blocklayer.base.units import MiB
+
+SIZE = 8 * MiB
+BLK = [sys.executable, "-m", "blocklayer"]
+QEMU = shutil.which("qemu-storage-daemon")
+
+
+def blk(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*BLK, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.raw"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+        file.seek(3 * MiB)
+        file.write(os.urandom(MiB))
+    return path
+
+
+@pytest.mark.parametrize("format", ["raw", "qed"])
+def test_a_new_image(tmp_path: Path, source: Path, format: str) -> None:
+    target = tmp_path / "target"
+    done = blk("mirror", "--output=json", "-O", format, source, target)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["moved"] == MiB
+    with blocklayer.open(target, format=format) as disk:
+        assert disk.read(0, SIZE) == source.read_bytes()
+    assert target.stat().st_blocks * 512 < MiB + 512 * 1024
+
+
+def test_a_target_that_exists(tmp_path: Path, source: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"o" * SIZE)
+    assert blk("mirror", "-n", source, target).returncode == 0
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_blocks * 512 == MiB, "zeroes give the space back"
+    target.write_bytes(b"o" * SIZE)
+    assert blk("mirror", "-n", "--keep-space", source, target).returncode == 0
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_blocks * 512 == SIZE
+
+
+def test_failures_leave_nothing(tmp_path: Path, source: Path) -> None:
+    target = tmp_path / "target"
+    done = blk("mirror", tmp_path / "nix", target)
+    assert done.returncode == 1
+    assert "No such file or directory" in done.stderr
+    assert not target.exists()
+    (tmp_path / "small").write_bytes(bytes(512))
+    done = blk("mirror", "-n", source, tmp_path / "small")
+    assert done.stderr == "blk: Source and target image have different sizes\n"
+    assert (tmp_path / "small").exists()
+    done = blk("mirror", source)
+    assert (done.returncode, done.stderr) == (1, "blk: Expecting a source and a target\n")
+
+
+def test_interrupted(tmp_path: Path, source: Path) -> None:
+    target = tmp_path / "target"
+    words = ["mirror", "-r", "100k", str(source), str(target)]
+    process = subprocess.Popen([*BLK, *words], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while not target.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(2)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert not target.exists()
+
+
+@contextmanager
+def daemon(program: list[str], tmp_path: Path, source: Path, target: Path) -> Iterator[Path]:
+    address = tmp_path / "qmp.sock"
+    command = [*program, "--chardev", f"socket,id=c,path={address},server=on,wait=off"]
+    command += ["--monitor", "chardev=c"]
+    for name, path in (("src", source), ("dst", target)):
+        command += [
+            "--blockdev",
+            f"driver=raw,node-name={name},file.driver=file,file.filename={path}",
+        ]
+    process = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            probe = socket.socket(socket.AF_UNIX)
+            try:
+                probe.connect(str(address))
+                break
+            except OSError:
+                time.sleep(0.02)
+            finally:
+                probe.close()
+        yield address
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("whose", ["ours", "qemu"])
+@pytest.mark.parametrize("options", [[], ["--move"], ["--write-blocking", "--move"]])
+def test_nodes_of_a_daemon(tmp_path: Path, source: Path, whose: str, options: list[str]) -> None:
+    if whose == "qemu" and QEMU is None:
+        pytest.skip("qemu-storage-daemon is not installed")
+    program = [*BLK, "daemon"] if whose == "ours" else [str(QEMU)]
+    target = tmp_path / "target.raw"
+    with target.open("wb") as file:
+        file.truncate(SIZE)
+    with daemon(program, tmp_path, source, target) as address:
+        done = blk("mirror", "--qmp", address, *options, "src", "dst")
+        assert done.returncode == 0, done.stderr
+        done = blk("mirror", "--qmp", address, "src", "nobody")
+        assert done.returncode == 1
+        wanted = "blk: Cannot find device='nobody' nor node-name='nobody'\n"
+        assert done.stderr == wanted
+    assert target.read_bytes() == source.read_bytes()
