@@ -383,6 +383,14 @@ def test_several_connections_only_where_the_server_says_so(tmp_path: Path) -> No
         with opened(server.path, connections=4) as disk:
             disk.write(0, bytes(MiB))
         assert server.accepted == 4
+
+    def enough(connection: socket.socket) -> None:
+        """More than it has room for."""
+
+    with fake_server(tmp_path / "c", consistent, consistent, enough) as server:
+        with opened(server.path, connections=4) as disk:
+            disk.write(0, bytes(MiB))
+        assert server.accepted == 3
     with fake_server(tmp_path / "b", serve) as server:
         with opened(server.path, connections=4) as disk:
             disk.write(0, bytes(MiB))

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from blocklayer.base.errors import ProtocolError, RemoteError
 from blocklayer.base.units import MiB
 from blocklayer.nbd import wire
 from blocklayer.nbd.client_command import Command
 from blocklayer.nbd.client_connect import Encryption
 from blocklayer.nbd.client_handshake import Agreement, Wish
-from blocklayer.nbd.client_lane import Lane, Settings
+from blocklayer.nbd.client_lane import ATTEMPT_SECONDS, Lane, Settings
 from blocklayer.nbd.uri import Location
 
 WINDOW = 64
@@ -38,14 +39,17 @@ class Client:
         settings: Settings | None = None,
         connections: int = 1,
     ) -> None:
-        self._lanes: list[Lane] = []
+        wish, settings = wish or Wish(), settings or Settings()
+        self._lanes = [Lane(location, encrypted, wish, settings)]
         self._turn = 0
+        if not self.agreement.has(wire.FLAG_CAN_MULTI_CONN):
+            return
+        more = settings.replace(open_timeout=0, connect=ATTEMPT_SECONDS)
         try:
-            for _ in range(connections):
-                lane = Lane(location, encrypted, wish or Wish(), settings or Settings())
-                self._lanes.append(lane)
-                if not lane.agreement.has(wire.FLAG_CAN_MULTI_CONN):
-                    break
+            for _ in range(1, connections):
+                self._lanes.append(Lane(location, encrypted, wish, more))
+        except (RemoteError, ProtocolError):
+            return  # a server may have a limit, and one connection is enough
         except BaseException:
             self.close()
             raise
