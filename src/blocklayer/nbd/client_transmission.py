@@ -31,8 +31,8 @@ from blocklayer.nbd.client_options import printable, wrong
 SCRATCH = 256 * KiB
 """Bytes received at once where it is not known yet what they are."""
 
-STATUS_MAX = 32 * MiB
-"""Bytes of one block status: two million extents, where QEMU sends up to 128 Ki."""
+STATUS_MAX = 8 + 16 * MiB
+"""Bytes of one block status: a million wide extents, which is what nbdkit sends at most."""
 
 _ERROR_MAX = wire.ErrorChunk.SIZE + wire.MAX_STRING + 8
 
