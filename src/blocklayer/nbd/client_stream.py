@@ -262,4 +262,12 @@ def encrypt(
         return context.wrap_socket(connected, server_hostname=hostname)
     except OSError as error:
         connected.close()
+        if getattr(error, "verify_code", 0) in _OTHER_NAME:
+            raise RemoteError(
+                f"Certificate does not match the hostname {hostname}", errno.EACCES
+            ) from None
         raise RemoteError(f"TLS handshake failed: {tls.reason_of(error)}", errno.EIO) from None
+
+
+_OTHER_NAME = (62, 64)
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
