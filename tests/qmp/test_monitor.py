@@ -13,6 +13,7 @@ import pytest
 from blocklayer.qmp.channels import DescriptorChannel, NullChannel, SocketChannel
 from blocklayer.qmp.daemon import Daemon
 from blocklayer.qmp.monitor import ANSWERS_MAX, EVENTS_MAX, Monitor, Outbox
+from blocklayer.qmp.types import Command, Nothing
 
 
 @contextmanager
@@ -145,6 +146,27 @@ def test_names_that_are_no_utf8_can_be_told() -> None:
         peer.negotiate()
         answer = peer.say('{"execute": "blockdev-del", "arguments": {"node-name": "\\u0000é"}}')
         assert answer["error"]["desc"] == "Failed to find node with node-name='\0é'"
+
+
+def fail(kind: type[Exception]) -> Any:
+    def run(context: Any, arguments: Any) -> None:
+        raise kind(2, "No such file or directory", "x")
+
+    return run
+
+
+def test_a_command_that_fails_unforeseen_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    with daemon() as one, peers(one, 1) as (peer,):
+        for name, kind in (("lost", FileNotFoundError), ("wrong", ArithmeticError)):
+            one.context.commands[name] = Command(name, Nothing, None, fail(kind))
+        peer.negotiate()
+        answer = peer.say('{"execute": "lost", "id": 7}')
+        assert answer["error"]["desc"] == "x: No such file or directory"
+        answer = peer.say('{"execute": "wrong", "id": 7}')
+        assert answer["error"]["desc"].startswith("Internal error: ArithmeticError")
+        assert answer["id"] == 7
+        assert "nobody foresaw" in caplog.text
+        assert peer.say('{"execute": "query-status"}')["return"]["running"] is True
 
 
 def test_a_monitor_of_a_daemon_that_ends() -> None:
