@@ -23,4 +23,7 @@ if ! can_make_venv; then
     }
 fi
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
+# A newer pip makes a command that starts faster: the older one's imports `re` first.
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.3' ||
+    loudly "pip could not be renewed; the one that is there will do"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$here/..$extras"
