@@ -84,6 +84,8 @@ def test_a_mirror_takes_the_place_of_its_source(talk: Conversation, driver: str)
     ended(talk, "j")
     assert same(talk.folder, "-f", driver, "-F", driver, "s.img", "t.img")
     # From now on the export's clients write to the target.
+    (export,) = talk.do("query-block-exports")
+    assert export["node-name"] == "t"
     write[4] = "write -P 8 1M 128k"
     subprocess.run(write, check=True, capture_output=True, timeout=60)
     assert not same(talk.folder, "-f", driver, "-F", driver, "s.img", "t.img")

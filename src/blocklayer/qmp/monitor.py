@@ -100,6 +100,7 @@ class Monitor:
         self._pretty = pretty
         self._session = Session(context)
         self._outbox = Outbox()
+        self._given_up = False
         self._answering = threading.Lock()
         """Held from a command to its answer's place in the outbox."""
         self._writer = threading.Thread(target=self._write, name="qmp writer", daemon=True)
@@ -129,10 +130,13 @@ class Monitor:
         self._outbox.put_answer(self._line(message))
 
     def _hear(self, event: dict[str, Any]) -> None:
-        if self._session.negotiated and not self._outbox.put_event(self._line(event)):
+        if not self._session.negotiated or self._given_up:
+            return
+        if not self._outbox.put_event(self._line(event)):
+            self._given_up = True
             _log.warning("a monitor's client does not read its events: it is disconnected")
             # In another thread: closing takes the lock of the listeners, which is held.
-            threading.Thread(target=self.close, daemon=True).start()
+            threading.Thread(target=self.close, name="qmp closer", daemon=True).start()
 
     def _line(self, message: dict[str, Any]) -> bytes:
         text = json.dumps(message, indent=4 if self._pretty else None)

@@ -36,9 +36,8 @@ _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 class _Entry:
     """An export with what the server does not know of it."""
 
-    def __init__(self, identity: str, node_name: str, export: Export, disk: Disk) -> None:
+    def __init__(self, identity: str, export: Export, disk: Disk) -> None:
         self.identity = identity
-        self.node_name = node_name
         self.export = export
         self.disk = disk
 
@@ -120,7 +119,7 @@ class Exports:
         except BaseException:
             disk.close()
             raise
-        self._entries[options.id] = _Entry(options.id, options.node_name, export, disk)
+        self._entries[options.id] = _Entry(options.id, export, disk)
 
     def remove(self, identity: str, mode: str | None) -> None:
         """Delete an export; its clients are disconnected if `mode` is hard."""
@@ -142,7 +141,7 @@ class Exports:
             schema.ExportInfo(
                 id=entry.identity,
                 type="nbd",
-                node_name=entry.node_name,
+                node_name=self._graph.name_of(entry.disk.node),
                 shutting_down=False,  # nobody can ask while one does
             )
             for entry in reversed(self._entries.values())
