@@ -29,6 +29,7 @@ from tests.nbd.server_bytes import (
     error,
     greeting,
     hole,
+    info_blocks,
     info_export,
     infos,
     listed,
@@ -94,6 +95,23 @@ def test_a_lie_about_block_status(tmp_path: Path) -> None:
         with pytest.raises(IoError, match="an extent has no length"):
             list(disk.extents())
         disk.close()
+
+
+def test_a_block_status_that_does_not_reach_what_was_asked_for(tmp_path: Path) -> None:
+    def behave(connection: socket.socket) -> None:
+        blocks, export = info_blocks(4096), info_export(flags=FLAGS)
+        connection.sendall(negotiation("structured", blocks, export=export))
+        skip_options(connection)
+        for head, _ in requests(connection):
+            extents = status((100, 0))
+            connection.sendall(chunk(wire.REPLY_BLOCK_STATUS, extents, cookie=head.cookie))
+
+    with (
+        fake_server(tmp_path / "s", behave) as server,
+        opened(server.path) as disk,
+        pytest.raises(IoError, match="status that ends at 4196"),
+    ):
+        list(disk.extents(6000, 100))
 
 
 def test_escapes_of_a_server_do_not_reach_the_terminal(tmp_path: Path) -> None:

@@ -71,6 +71,9 @@ class BlockStatus:
         if command.error:
             return 0, 0, command
         extents = command.extents[self._context]
+        if offset >= extents.end:
+            # It may be short, but not end inside of one of the server's own blocks.
+            raise command.wrong(f"a block status that ends at {extents.end}")
         with self._lock:
             if changes == self._changes:
                 self._kept = _Kept(extents, now, now, offset)
