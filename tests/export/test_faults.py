@@ -53,7 +53,7 @@ def broken(tmp_path: Path, serve: Serve) -> Callable[[str], tuple[Served, FaultN
     def begin(kind: str) -> tuple[Served, FaultNode]:
         path = str(tmp_path / "image")
         blocklayer.create(path, format=kind, size=SIZE)
-        with blocklayer.open(path, mode="r+", format=kind) as disk:
+        with blocklayer.open(path, mode="r+", format=kind, cache="unsafe") as disk:
             disk.write(0, CONTENT)
         options: dict[str, Any] = {
             "driver": kind,

@@ -72,7 +72,7 @@ def test_what_is_not_in_memory_is_read_first(
     make: Make, serve: Serve, sent: list[int], mode: str, tmp_path: Path
 ) -> None:
     """Reading can fail, and success cannot be taken back once it was told."""
-    served = serve(make(SIZE, format="raw"))
+    served = serve(make(SIZE, format="raw", cache="writeback"))
     data = os.urandom(SIZE)
     served.disk.write(0, data)
     served.disk.flush()
@@ -87,7 +87,7 @@ def test_what_is_not_in_memory_is_read_first(
 def test_an_error_of_the_storage_is_an_answer(
     make: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch, mode: str, tmp_path: Path
 ) -> None:
-    served = serve(make(SIZE, format="raw"))
+    served = serve(make(SIZE, format="raw", cache="writeback"))
     served.disk.write(0, os.urandom(SIZE))
     served.disk.flush()
     if not forget(tmp_path / "disk.raw"):

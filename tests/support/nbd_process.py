@@ -16,6 +16,13 @@ from tests.support.nbd_peer import NbdPeer
 PATIENCE = 20.0
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody listens on a unix socket: between binding and that, clients are refused."""
+    lines = Path("/proc/net/unix").read_text("utf-8", "surrogateescape").splitlines()
+    sockets = (line.split(maxsplit=7) for line in lines[1:])
+    return any(each[7:] == [str(path)] and int(each[3], 16) & 0x10000 for each in sockets)
+
+
 def words_of(*words: object) -> list[str]:
     """The command line."""
     return [sys.executable, "-m", "blocklayer", "nbd", *map(str, words)]
@@ -41,7 +48,7 @@ class BlkNbd:
     def wait_for_socket(self, path: Path) -> None:
         """Until it listens there."""
         deadline = time.monotonic() + PATIENCE
-        while not path.is_socket():
+        while not listens(path):
             assert self.process.poll() is None, self.process.communicate()[1]
             assert time.monotonic() < deadline, "no socket"
             time.sleep(0.01)
