@@ -8,7 +8,7 @@ written the others read, and a flush on one is a flush of them all.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from blocklayer.base.errors import ProtocolError, RemoteError
 from blocklayer.base.units import MiB
@@ -83,7 +83,9 @@ class Client:
                 self._lanes[started[0].lane].wait(started[0])
                 moving -= _bytes_moved(started.popleft())
         except BaseException:
-            self._abandon(started)
+            for command in started:  # nobody waits any more: what still comes is dropped
+                if command.kind == wire.CMD_READ:
+                    command.vector = None
             raise
 
     def _start(self, batch: list[Command]) -> None:
@@ -97,10 +99,6 @@ class Client:
             share = [command for command in batch if command.lane == number]
             if share:
                 lane.start(share)
-
-    def _abandon(self, commands: Iterable[Command]) -> None:
-        for command in commands:
-            self._lanes[command.lane].abandon([command])
 
     def close(self) -> None:
         """Say good-bye; commands in flight are lost."""

@@ -83,12 +83,6 @@ class Connection:
                     buffers += command.vector or ()
         return buffers
 
-    def abandon(self, commands: Sequence[Command]) -> None:
-        """Nobody waits any more: what still comes for these commands is dropped."""
-        for command in commands:
-            if command.kind == wire.CMD_READ:
-                command.vector = None
-
     # --- receiving ------------------------------------------------------------------------------
 
     def _read(self) -> None:

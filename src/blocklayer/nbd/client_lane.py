@@ -116,10 +116,6 @@ class Lane:
             connection.start([command])
             command.finished.acquire()
 
-    def abandon(self, commands: Sequence[Command]) -> None:
-        """Nobody waits for these commands any more."""
-        self._connection.abandon(commands)
-
     # --- connecting again -----------------------------------------------------------------------
 
     def _alive(self) -> Connection:

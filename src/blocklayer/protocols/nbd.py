@@ -37,10 +37,6 @@ from blocklayer.protocols.nbd_options import take_options
 from blocklayer.protocols.nbd_padding import PaddedExport
 from blocklayer.protocols.nbd_status import BlockStatus
 
-TYPE_CHECKING = False  # importing typing costs start-up time
-if TYPE_CHECKING:
-    from typing import Any
-
 PIECE = 2 * MiB
 """Bytes of one read or write of many that make a large one: a server works on several at once."""
 
@@ -293,10 +289,6 @@ class NbdNode(Node):
         """Disconnect; the gate has flushed."""
         self.tracker.close()
         self.client.close()
-
-    def info(self) -> dict[str, Any]:
-        """Nothing that an image has."""
-        return {}
 
 
 def _open(opener: Opener, options: OptionTree) -> Node:
