@@ -331,7 +331,7 @@ def test_names_that_could_be_of_a_protocol(tmp_path: Path, monkeypatch: pytest.M
     for name in ("nbd:host:10", "http://host/x"):
         with (
             unchanged(tmp_path),
-            pytest.raises(CreateError, match="Unknown protocol|not the name of"),
+            pytest.raises(CreateError, match=r"Unknown protocol|not the name of"),
         ):
             blocklayer.create(name, size=512)
     for form in ("./nbd:x", "file:nbd:x", Path("nbd:x")):
