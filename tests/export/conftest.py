@@ -45,6 +45,22 @@ class Served:
         wait_until(lambda: not self.server.clients, "clients are still there")
 
 
+class Gate:
+    """Lets a method of a disk begin, and holds it until it is opened."""
+
+    def __init__(self, disk: Disk, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = threading.Semaphore(0)
+        self.opened = threading.Event()
+        original = getattr(disk, method)
+
+        def held(*arguments: Any, **options: Any) -> Any:
+            self.begun.release()
+            assert self.opened.wait(30)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(disk, method, held)
+
+
 def wait_until(condition: Callable[[], bool], words: str, seconds: float = SETTLE_SECONDS) -> None:
     """Until it is true; fail with `words` if that takes too long."""
     deadline = time.monotonic() + seconds

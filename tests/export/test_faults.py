@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from blocklayer.core.node import Node
 from blocklayer.filters.fault import FaultNode
 from blocklayer.filters.fault_rules import InjectError
 from blocklayer.nbd import wire
-from tests.export.conftest import Serve, Served
+from tests.export.conftest import Gate, Serve, Served
 from tests.support.nbd_peer import (
     CACHE,
     DF,
@@ -275,3 +277,52 @@ def test_one_flush_for_all_writes_of_a_batch(broken: Broken, mode: str) -> None:
         for number in range(200):
             assert not peer.wait(number).error
     assert 0 < fault.requests["flush"] <= 100
+
+
+@pytest.mark.parametrize("kind", ["raw", "qed"])
+def test_nothing_follows_an_answer_that_was_cut(
+    broken: Broken, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Whatever came after it would be taken for the rest of its data."""
+    served, fault = broken(kind)
+    gate = Gate(served.disk, "flush", monkeypatch)
+    with served.connect(mode=SIMPLE) as peer:
+        flushes = [peer.ask(FLUSH) for _ in range(10)]
+        assert gate.begun.acquire(timeout=10)
+        host = next(iter(served.disk.extents(3 * MiB, 512))).host_offset
+        assert host is not None
+        fault.add_rule(InjectError(iotypes=frozenset({"read"}), sector=host // 512))
+        peer.ask(READ, 0, SIZE)
+        said = bytearray(peer.take(16 + MiB))
+        threading.Timer(0.3, gate.opened.set).start()
+        while piece := peer.socket.recv(MiB):
+            said += piece
+        assert bytes(said[16:]) == CONTENT[: len(said) - 16]
+        assert len(said) < 16 + SIZE
+        assert flushes
+    served.wait_until_alone()
+
+
+@modes
+@pytest.mark.parametrize("method", ["flush", "read_sparse", "read_into", "write_each"])
+def test_a_mistake_of_ours_ends_the_connection_and_nothing_else(
+    broken: Broken, monkeypatch: pytest.MonkeyPatch, mode: str, method: str
+) -> None:
+    """Nobody waits for an answer that will not come, and the threads are still there."""
+    served, _ = broken("qed")
+    with served.connect() as other:
+        for _ in range(20):
+            with served.connect(mode=mode) as peer:
+
+                def fail(*_: Any, **__: Any) -> Any:
+                    raise ZeroDivisionError("a mistake")
+
+                with monkeypatch.context() as patch:
+                    patch.setattr(served.disk, method, fail)
+                    asked = [peer.ask(FLUSH), peer.ask(READ, 0, 100_000), peer.ask(READ, 0, 10)]
+                    asked += [peer.ask(WRITE, 0, payload=b"x"), peer.ask(CACHE, 0, 4096)]
+                    with suppress(EOFError, ConnectionError):
+                        for cookie in asked:
+                            peer.wait(cookie)
+        served_still = other.read(0, 100_000)
+        assert len(served_still) == 100_000

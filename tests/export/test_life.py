@@ -21,7 +21,7 @@ from blocklayer.export.export import Export
 from blocklayer.export.listen import GivenSocket, InetAddress, ListenError, UnixAddress
 from blocklayer.export.server import NbdServer
 from blocklayer.nbd import wire
-from tests.export.conftest import Serve, wait_until
+from tests.export.conftest import Gate, Serve, wait_until
 from tests.support.nbd_peer import (
     CACHE,
     EXTENDED,
@@ -39,22 +39,6 @@ from tests.support.nbd_peer import (
 
 Make = Callable[..., Disk]
 SIZE = 4 * MiB
-
-
-class Gate:
-    """Lets a method of a disk begin, and holds it until it is opened."""
-
-    def __init__(self, disk: Disk, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun = threading.Semaphore(0)
-        self.opened = threading.Event()
-        original = getattr(disk, method)
-
-        def held(*arguments: Any, **options: Any) -> Any:
-            self.begun.release()
-            assert self.opened.wait(30)
-            return original(*arguments, **options)
-
-        monkeypatch.setattr(disk, method, held)
 
 
 # --- stopping -----------------------------------------------------------------------------------

@@ -87,9 +87,16 @@ class Channel:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Nobody else sends meanwhile."""
+        """Nobody else sends meanwhile; nor afterwards, if an answer was cut by an error.
+
+        What came behind it would be taken for the rest of its data.
+        """
         with self._lock:
-            yield
+            try:
+                yield
+            except BaseException:
+                self.abort()
+                raise
 
     def send_parts(self, buffers: Sequence[Buffer]) -> None:
         """Send all of several buffers; the caller has the channel for itself."""

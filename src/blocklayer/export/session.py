@@ -13,7 +13,9 @@ ordering), except that what is written is in place when it is answered.
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 
 from blocklayer.base.buffers import Buffer
 from blocklayer.base.errors import BlocklayerError
@@ -35,6 +37,8 @@ SLOW_SECONDS = 0.001
 
 SLOW_RUN = 64
 """Reads after a slow one that are given to threads."""
+
+log = logging.getLogger("blocklayer.nbd")
 
 _READ, _WRITE = wire.CMD_READ, wire.CMD_WRITE
 
@@ -81,6 +85,9 @@ class Session:
                     break
                 goes_on = self._serve(reader.received(count))
             self.problem = self.problem or reader.problem
+        except BaseException:
+            channel.abort()  # whoever sends in another thread must not wait for the client
+            raise
         finally:
             self._commands.leaving = True
             self._offload.close()
@@ -152,16 +159,25 @@ class Session:
 
     def _later(self, item: Item) -> None:
         """Have a thread of the pool do and answer a request."""
-        self._offload.submit(lambda: self._send_quietly(item))
+        self._in_thread(lambda: self._do_and_answer(item))
 
-    def _send_quietly(self, item: Item) -> None:
-        try:
-            if item[0] == _READ:
-                self._commands.send_read(item, self._channel)
-            else:
-                self._send(self._commands.answer(item))
-        except OSError:
-            self._channel.abort()  # the client does not listen: the connection's thread sees it
+    def _do_and_answer(self, item: Item) -> None:
+        if item[0] == _READ:
+            self._commands.send_read(item, self._channel)
+        else:
+            self._send(self._commands.answer(item))
+
+    def _in_thread(self, job: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                job()
+            except OSError:
+                self._channel.abort()  # the client does not listen: the connection's thread sees it
+            except Exception:
+                log.exception("export '%s': a request failed", self._export.name)
+                self._channel.abort()  # it has no answer, so nobody shall wait for one
+
+        self._offload.submit(run)
 
     def _send(self, answer: bytes) -> None:
         self._channel.send(answer)
@@ -229,15 +245,12 @@ class Session:
             return
         answers, durable = self._commands.write_all(items)
         if durable:
-            self._offload.submit(lambda: self._flush_and_answer(durable))
+            self._in_thread(lambda: self._flush_and_answer(durable))
         if answers:
             self._send(b"".join(answers))
 
     def _flush_and_answer(self, items: list[Item]) -> None:
-        try:
-            self._send(self._commands.flush_for(items))
-        except OSError:
-            self._channel.abort()
+        self._send(self._commands.flush_for(items))
 
     def _begin_large(self, flags: int, cookie: int, offset: int, length: int) -> None:
         refusal = self._commands.write_refusal(flags, offset, length)
@@ -264,7 +277,7 @@ class Session:
             code, words = large.refusal
             self._send(self._replies.error(large.cookie, large.offset, code, words))
         elif durable:
-            self._offload.submit(lambda: self._flush_and_answer([whole]))
+            self._in_thread(lambda: self._flush_and_answer([whole]))
         else:
             self._send(self._replies.done(large.cookie, large.offset))
 
