@@ -109,6 +109,24 @@ def test_a_tree_that_fails_leaves_nothing_open(graph: Graph, files: Path) -> Non
     graph.add(options)  # its locks are free again
 
 
+@pytest.mark.parametrize("driver", ["qed", "copy-on-read", "raw", "throttle"])
+def test_a_node_that_fails_leaves_those_below_it_open(
+    graph: Graph, tmp_path: Path, driver: str
+) -> None:
+    """The driver closes its children, but they have other users."""
+    path = tmp_path / "a.raw"
+    path.write_bytes(b"content" + bytes(KiB))
+    graph.add({"driver": "file", "node-name": "f", "filename": str(path), "read-only": True})
+    graph.add({"driver": "raw", "node-name": "r", "file": "f", "read-only": True})
+    wrong = {"raw": {"offset": MiB}, "throttle": {"frob": 1}, "copy-on-read": {"frob": 1}}
+    with pytest.raises(BlocklayerError):
+        graph.add({"driver": driver, "node-name": "x", "file": "r", **wrong.get(driver, {})})
+    with graph.open_disk("r") as disk:
+        assert disk.read(0, 7) == b"content"
+    graph.remove("r")
+    graph.remove("f")
+
+
 def test_removing(graph: Graph, files: Path) -> None:
     graph.add(qed(files, "base"))
     graph.add(qed(files, "top", backing="base"))

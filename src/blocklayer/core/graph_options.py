@@ -8,7 +8,8 @@ its own, and users besides its parent.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, OpenError
 from blocklayer.base.options import OptionTree, nest, parse_bool
@@ -113,17 +114,26 @@ class Builder:
                     )
                     children[role] = below[role].node
                 elif isinstance(child, str):
-                    children[role] = self._find(child)
+                    children[role] = self._child(child, role)
                 elif child is not None or role != "backing":
                     raise InvalidArgument(
                         f"Invalid parameter type for '{role}', expected: BlockdevRef"
                     )
-            node = _open({**options, **children}, settings, backing=backing)
+            with _kept_open(children.values()):
+                node = _open({**options, **children}, settings, backing=backing)
         except BaseException:
             for built in below.values():
                 built.close()
             raise
         return Built(name, node, settings.replace(options=given), below, list(children.values()))
+
+    def _child(self, name: str, role: str) -> Node:
+        try:
+            return self._find(name)
+        except InvalidArgument as error:
+            if role == "backing":
+                raise InvalidArgument(f"Could not open backing file: {error}") from None
+            raise
 
     def _take_name(self, options: OptionTree) -> str | None:
         if "node-name" not in options:
@@ -175,6 +185,22 @@ def flags_of(settings: Settings, *, backing: bool = False) -> OpenFlags:
         force_share=settings.force_share,
         backing_role=backing,
     )
+
+
+@contextmanager
+def _kept_open(nodes: Iterable[Node]) -> Iterator[None]:
+    """Drivers close the children of what they could not open, but these are not theirs to close.
+
+    Some were there before and have other users; the others are closed by who has opened them.
+    """
+    kept = list(nodes)
+    for node in kept:
+        vars(node)["close"] = lambda: None
+    try:
+        yield
+    finally:
+        for node in kept:
+            vars(node).pop("close", None)
 
 
 def _open(options: OptionTree, settings: Settings, *, backing: bool) -> Node:

@@ -36,7 +36,7 @@ class Use(Record, frozen=True):
 def require_compatible(name: str, uses: list[Use], new: Use) -> None:
     """Raise `InvalidArgument` unless `new` can use the node called `name` beside the others."""
     for other in uses:
-        for asks, refuses in ((new, other), (other, new)):
+        for asks, refuses in ((other, new), (new, other)):
             wanted = asks.needs - refuses.shares
             if wanted:
                 listed = ", ".join(each for each in (READ, WRITE, RESIZE) if each in wanted)

@@ -32,11 +32,13 @@ class CreateJob(Job):
         self.set_remaining(1)
         options = dict(self.options)
         name = options.pop("driver", None)
-        if name == "file":
-            _create_file(options)
-        else:
-            _create_image(self.graph, name, options)
-        self.advance(1)
+        try:
+            if name == "file":
+                _create_file(options)
+            else:
+                _create_image(self.graph, name, options)
+        finally:  # a failure is no less progress: nothing is left to do
+            self.advance(1)
 
 
 def _create_file(options: OptionTree) -> None:
@@ -49,7 +51,7 @@ def _create_file(options: OptionTree) -> None:
     try:
         create(filename, format="raw", size=size, **named)
     except BlocklayerError as error:
-        raise InvalidArgument(f"Could not create file: {error}") from error
+        raise InvalidArgument(error.message) from error
 
 
 def _create_image(graph: Graph, name: object, options: OptionTree) -> None:
