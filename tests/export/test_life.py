@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from blocklayer.core.disk import Disk
 from blocklayer.export import server as server_module
 from blocklayer.export.export import Export
 from blocklayer.export.listen import GivenSocket, InetAddress, ListenError, UnixAddress
+from blocklayer.export.metrics import serve_metrics
 from blocklayer.export.server import NbdServer
 from blocklayer.nbd import wire
 from tests.export.conftest import Gate, Serve, wait_until
@@ -472,3 +476,72 @@ def test_a_slow_client_does_not_keep_the_only_place(
     served = serve(make(SIZE), options={"max_connections": 1})
     with served.connect(mode=None), served.connect() as other:
         assert other.read(0, 512) == bytes(512)
+
+
+# --- a machine that has no more of something ----------------------------------------------------
+
+
+def test_without_descriptors_the_server_lives_on(make: Make, serve: Serve) -> None:
+    served = serve(make(SIZE))
+    keep = served.connect()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir("/proc/self/fd"))
+    peers = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, limits[1]))
+        with suppress(OSError):
+            while True:
+                peers.append(served.connect(mode=None))
+        time.sleep(0.2)
+        assert keep.read(0, 512) == bytes(512)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for peer in peers:
+            peer.close()
+    assert peers
+    with served.connect() as late:
+        assert late.read(0, 512) == bytes(512)
+    keep.close()
+
+
+def test_without_threads_the_server_lives_on(
+    make: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(make(SIZE))
+    keep = served.connect()
+
+    class NoThread(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", NoThread)
+        with served.connect(mode=None) as peer:
+            assert peer.ended()
+        assert keep.read(0, 512) == bytes(512)
+    with served.connect() as peer:
+        assert peer.read(0, 512) == bytes(512)
+    keep.close()
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+def test_metrics_of_several_exports(make: Make, serve: Serve) -> None:
+    pytest.importorskip("prometheus_client")
+    served = serve(make(SIZE), name="one")
+    other = make(SIZE, name="two.qed")
+    served.server.add(Export("two\n\\", other))
+    with serve_metrics(served.server, "127.0.0.1", 0) as port:
+        with served.connect(export="one") as peer:
+            peer.write(0, b"x" * 100)
+        url = f"http://127.0.0.1:{port}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        assert 'blocklayer_nbd_bytes_total{direction="write",export="one"} 100.0' in text
+        assert 'export="two\\n\\\\"' in text
+        again = serve_metrics(served.server, "127.0.0.1", port)
+        with pytest.raises(InvalidArgument, match="Cannot serve metrics"):
+            again.__enter__()
+    served.server.remove("two\n\\")
+    other.close()

@@ -161,7 +161,11 @@ class NbdPeer:
         else:
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(patience)
-            self.socket.connect(str(address))
+            try:
+                self.socket.connect(str(address))
+            except BaseException:
+                self.socket.close()
+                raise
         self.socket.settimeout(patience)
         self.mode = SIMPLE
         self.size = 0
@@ -172,7 +176,11 @@ class NbdPeer:
         self._finished: dict[int, Reply] = {}
         self._cookie = 0
         if mode is not None:
-            self.begin(export, mode, contexts)
+            try:
+                self.begin(export, mode, contexts)
+            except BaseException:
+                self.close()
+                raise
 
     # --- bytes ----------------------------------------------------------------------------------
 

@@ -41,8 +41,10 @@ def _list(properties: Mapping[str, Any]) -> Callable[[str], bool]:
     if policy not in ("allow", "deny"):
         raise InvalidArgument(f"Parameter 'policy' does not accept value '{policy}'")
     rules = tree.get("rules", [])
-    if isinstance(rules, dict):
+    if isinstance(rules, dict) and all(key.isascii() and key.isdigit() for key in rules):
         rules = [rules[key] for key in sorted(rules, key=int)]
+    if not isinstance(rules, list):
+        raise InvalidArgument("Invalid parameter type for 'rules', expected: array")
     checked = [_rule(rule) for rule in rules]
 
     def decide(who: str) -> bool:
