@@ -7,6 +7,7 @@ import errno
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from blocklayer.base.errors import BlocklayerError
 from blocklayer.base.units import KiB, MiB
 from blocklayer.jobs import backup
 from blocklayer.jobs.backup import BackupJob
+from blocklayer.jobs.errors import WrongState
 from blocklayer.jobs.transaction import JobTransaction
 from blocklayer.protocols.memory import MemoryNode
 from tests.jobs.scenes import Stage, content, stage, wait_end
@@ -89,10 +91,11 @@ def test_the_moment_is_kept(seed: int) -> None:
         for _ in range(30):
             guest.step()
         kept = content(source)
-        job = begin(here, speed=2_000_000)
+        job = begin(here, speed=200_000)
         guest.start()
         job.sleep(0.05)
-        job.set_speed(0)
+        with suppress(WrongState):  # guests may have copied all of it
+            job.set_speed(0)
         wait_end(job)
         assert job.error is None
         guest.stop()
@@ -223,6 +226,8 @@ def refusal(action: Callable[[], object]) -> str:
 def test_refusals(options: dict[str, Any], words: str) -> None:
     with stage() as here:
         set_up(here)
+        with here.graph.open_disk("src") as disk:
+            disk.add_bitmap("b0")
         here.put("small", MemoryNode(512))
         assert refusal(lambda: begin(here, **options)) == words
         assert here.jobs.all() == []

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,26 @@ def test_who_is_busy(chain: Chain) -> None:
     assert refusal(lambda: commit.start(graph, jobs, job_id="c", device="mid")) == words
     job.cancel()
     wait_end(job)
-    words = "Node 'top' is not a backing image of 'mid'"
+    words = "'top' is not in this backing file chain"
     assert refusal(lambda: commit.start(graph, jobs, device="mid", base_node="top")) == words
+    options: Any
+    for options, words in (
+        ({"top_node": "nix"}, "Cannot find device='' nor node-name='nix'"),
+        ({"base_node": "top"}, "cannot commit an image into itself"),
+        ({"base": "zz"}, "Can't find 'zz' in the backing chain"),
+        ({"top": "zz"}, "Top image file zz not found"),
+        ({"backing_file": "x"}, "'backing-file' specified, but 'top' is the active layer"),
+    ):
+        assert refusal(partial(commit.start, graph, jobs, device="top", **options)) == words
+    for options, words in (
+        ({"base": "zz"}, "Can't find 'zz' in the backing chain"),
+        ({"base_node": "top"}, "Node 'top' is not a backing image of 'top'"),
+        (
+            {"base": "a", "base_node": "b"},
+            "'base' and 'base-node' cannot be specified at the same time",
+        ),
+        ({"backing_file": "x"}, "backing file specified, but streaming the entire chain"),
+    ):
+        assert refusal(partial(stream.start, graph, jobs, device="top", **options)) == words
     assert jobs.all() == []
     chain.finish("top")

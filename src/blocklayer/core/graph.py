@@ -188,6 +188,8 @@ class Graph:
             entry = self._entries.get(name)
             if entry is None:
                 raise InvalidArgument(f"Failed to find node with node-name='{name}'")
+            if any(edge.role == "target" for edge in self.parents(entry.node)):
+                raise InvalidArgument(f"Node {name} is in use")
             self.require_unblocked(entry.node)
             if not entry.owned:
                 raise InvalidArgument(f"Node {name} is not owned by the monitor")
@@ -197,7 +199,7 @@ class Graph:
                     raise InvalidArgument(
                         f"Node '{name}' is busy: node is used as backing hd of '{parent}'"
                     )
-                raise InvalidArgument(f"Node {name} is in use")
+                raise InvalidArgument(f"Block device {name} is in use")
             if entry.disks:
                 raise InvalidArgument(f"Node {name} is in use")
             entry.owned = False

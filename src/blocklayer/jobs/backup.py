@@ -20,7 +20,6 @@ from blocklayer.base.units import KiB
 from blocklayer.core.bitmap import Bitmap, DirtyBitmap
 from blocklayer.core.mapping import row_batches
 from blocklayer.jobs.copying import CopyingJob, Step, default_granularity
-from blocklayer.jobs.errors import job_error
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.job_filter import JobFilter
 from blocklayer.jobs.mirror_engine import READ, IoFailed, Moved
@@ -112,8 +111,7 @@ class BackupJob(CopyingJob):
                 "action": REPORT,
             }
             self.jobs.emit("BLOCK_JOB_ERROR", data)
-            self._failure = self._failure or job_error(failure.error)
-            engine.stopped = True
+            self.set_failure(failure.error)
 
     # --- the work -------------------------------------------------------------------------------
 
@@ -124,7 +122,7 @@ class BackupJob(CopyingJob):
             while True:  # guests' writes alone; until it is cancelled
                 self.pause_point()
                 self.raise_failure()
-                self.sleep(1, lambda: self._failure is not None)
+                self.sleep(1, self.has_failed)
         if sync == "top":
             self._leave_out_backing()
         self.copy_all()
@@ -224,9 +222,11 @@ def start(
     if source is destination:
         raise InvalidArgument("Source and target cannot be the same")
     if compress:
-        raise NotSupported("Compression is not supported for this drive " + target)
-    sync, bitmap_mode = check_bitmap_options(sync, bitmap, bitmap_mode)
+        raise NotSupported("Compression is not supported for this drive ")
+    if sync in ("incremental", "bitmap") and bitmap is None:
+        raise InvalidArgument(f"must provide a valid bitmap name for '{sync}' sync mode")
     found = find_bitmap(source, bitmap)
+    sync, bitmap_mode = check_bitmap_options(sync, bitmap, bitmap_mode)
     graph.require_unblocked(source)
     graph.require_unblocked(destination)
     if source.size != destination.size:
@@ -260,8 +260,6 @@ def check_bitmap_options(sync: str, bitmap: str | None, mode: str | None) -> tup
     """Raise `InvalidArgument` for combinations without a meaning; sync and bitmap mode to use."""
     if mode is not None and mode not in BITMAP_MODES:
         raise InvalidArgument(f"Parameter 'bitmap-mode' does not accept value '{mode}'")
-    if sync in ("incremental", "bitmap") and bitmap is None:
-        raise InvalidArgument(f"must provide a valid bitmap name for '{sync}' sync mode")
     if sync == "incremental":
         if mode not in (None, "on-success"):
             raise InvalidArgument(

@@ -18,30 +18,24 @@ def index(chain: list[Node], node: Node) -> int:
     return next(number for number, each in enumerate(chain) if each is node)
 
 
-def find(
-    graph: Graph,
-    chain: list[Node],
-    node_name: str | None,
-    filename: str | None,
-    what: str,
-    default: Node,
-) -> Node:
-    """The layer of that node name or file name. Raises `InvalidArgument`."""
-    if node_name is not None:
-        node = graph.find_node(node_name)
-        for layer in chain:
-            if node is layer:
-                return layer
-        top = graph.name_of(chain[0])
-        raise InvalidArgument(f"Node '{node_name}' is not a backing image of '{top}'")
-    if filename is not None:
-        for number, layer in enumerate(chain):
-            above = chain[number - 1].filename if number else ""
-            names = {filename, backing_path(above, filename)} if above else {filename}
-            if layer.filename in names or any(is_same_file(n, layer.filename) for n in names):
-                return layer
-        raise InvalidArgument(f"{what.capitalize()} '{filename}' not found")
-    return default
+def find_node(graph: Graph, chain: list[Node], name: str, elsewhere: str) -> Node:
+    """The layer of that node name. Raises `InvalidArgument`, with `elsewhere` for other nodes."""
+    if name not in graph:
+        raise InvalidArgument(f"Cannot find device='' nor node-name='{name}'")
+    node = graph.find(name)
+    if not any(node is layer for layer in chain):
+        raise InvalidArgument(elsewhere)
+    return node
+
+
+def find_file(chain: list[Node], name: str) -> Node | None:
+    """The layer whose file a name stands for, as seen from here or from the layer above it."""
+    for number, layer in enumerate(chain):
+        above = chain[number - 1].filename if number else ""
+        names = {name, backing_path(above, name)} if above else {name}
+        if layer.filename in names or any(is_same_file(each, layer.filename) for each in names):
+            return layer
+    return None
 
 
 def store_backing(overlay: FormatNode, backing: Node | None, name: str | None = None) -> None:

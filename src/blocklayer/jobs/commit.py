@@ -173,14 +173,13 @@ def start(
     if base_node is not None and base is not None:
         raise InvalidArgument("'base-node' and 'base' are mutually exclusive")
     chain = graph.backing_chain(active)
-    first = chains.find(graph, chain, top_node, top, "top", chain[0])
-    last = chains.find(graph, chain, base_node, base, "base", chain[-1])
+    first, last = _ends(graph, chain, top_node, top, base_node, base)
     at, end = chains.index(chain, first), chains.index(chain, last)
     if at == end:
         raise InvalidArgument("cannot commit an image into itself")
     if at > end:
         name = graph.name_of(last)
-        raise InvalidArgument(f"'{name}' is not below '{graph.name_of(first)}' in the chain")
+        raise InvalidArgument(f"'{name}' is not in this backing file chain")
     for layer in chain[at : end + 1]:
         graph.require_unblocked(layer)
     if filter_node_name is not None:
@@ -219,3 +218,30 @@ def start(
     if transaction is None:
         job.start()
     return job
+
+
+def _ends(
+    graph: Graph,
+    chain: list[Node],
+    top_node: str | None,
+    top: str | None,
+    base_node: str | None,
+    base: str | None,
+) -> tuple[Node, Node]:
+    """The layers to commit from and into. Raises `InvalidArgument`."""
+    first: Node | None = chain[0]
+    last: Node | None = chain[-1]
+    words = "'{}' is not in this backing file chain"
+    if top_node is not None:
+        first = chains.find_node(graph, chain, top_node, words.format(top_node))
+    elif top is not None:
+        first = chains.find_file(chain, top)
+    if first is None:
+        raise InvalidArgument(f"Top image file {top} not found")
+    if base_node is not None:
+        last = chains.find_node(graph, chain, base_node, words.format(base_node))
+    elif base is not None:
+        last = chains.find_file(chain, base)
+    if last is None:
+        raise InvalidArgument(f"Can't find '{base}' in the backing chain")
+    return first, last

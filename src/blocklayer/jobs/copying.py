@@ -245,6 +245,16 @@ class CopyingJob(Job):
         """Nothing is in flight while the job rests."""
         self._workers.drain()
 
+    def has_failed(self) -> bool:
+        """Whether a step, or a guest's, has failed for good."""
+        return self._failure is not None
+
+    def set_failure(self, error: BlocklayerError) -> None:
+        """The job fails; the first reason counts."""
+        self._failure = self._failure or job_error(error)
+        self.engine.stopped = True
+        self.fail_soon()
+
     def raise_failure(self) -> None:
         if self._failure is not None:
             self._workers.drain()
@@ -357,8 +367,7 @@ class CopyingJob(Job):
         policy = self.options["on_source_error" if reading else "on_target_error"]
         action = self.on_error(policy, "read" if reading else "write", failure.error)
         if action == REPORT:
-            self._failure = self._failure or job_error(failure.error)
-            self.engine.stopped = True
+            self.set_failure(failure.error)
         elif action == IGNORE:
             time.sleep(RETRY_SECONDS)
 
@@ -366,8 +375,7 @@ class CopyingJob(Job):
         """The target could not follow a guest, who must not suffer from it."""
         policy = self.options["on_target_error"]
         if self.on_error(policy, "write", error) == REPORT:
-            self._failure = self._failure or job_error(error)
-            self.engine.stopped = True
+            self.set_failure(error)
 
     def _guest_moved(self, amount: int) -> None:
         with self._counting:

@@ -301,9 +301,21 @@ class Job:
             self.pause_point()
             with self.changed:
                 wait, speed = self.limit.wait(), self.limit.speed
-            if not wait:
+            if not wait or self.has_failed():
                 return
-            self.sleep(wait, lambda before=speed: self.limit.speed != before)  # type: ignore[misc]
+            self._wait_for_speed(wait, speed)
+
+    def _wait_for_speed(self, seconds: float, speed: int) -> None:
+        self.sleep(seconds, lambda: self.limit.speed != speed or self.has_failed())
+
+    def has_failed(self) -> bool:
+        """Whether the job's work is bound to end with an error, so that waiting makes no sense."""
+        return False
+
+    def fail_soon(self) -> None:
+        """`has_failed` is true now: whoever waits should look."""
+        with self.changed:
+            self.changed.notify_all()
 
     def _check_cancelled(self) -> None:
         if self.cancelled:
@@ -465,7 +477,6 @@ class Job:
         self._try(self.abort)
         self._try(self.clean)
         with self.changed:
-            self.emit_block("BLOCK_JOB_CANCELLED")
             self._conclude()
             self.ended.set()
             self.changed.notify_all()

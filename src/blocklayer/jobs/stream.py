@@ -142,13 +142,7 @@ def start(
     top = chain[0]
     if not isinstance(top, FormatNode):
         raise InvalidArgument(f"Node '{device}' has no layers")
-    below: Node | None = None
-    if base is not None or base_node is not None:
-        below = chains.find(graph, chain[1:], base_node, base, "base", chain[-1])
-    elif bottom is not None:
-        last = chains.find(graph, chain[1:], bottom, None, "bottom", chain[-1])
-        number = chains.index(chain, last)
-        below = chain[number + 1] if number + 1 < len(chain) else None
+    below = _base(graph, chain, device, base, base_node, bottom)
     depth = len(chain) if below is None else chains.index(chain, below)
     layers = chain[1:depth]
     if below is None and backing_file is not None:
@@ -172,3 +166,28 @@ def start(
     if transaction is None:
         job.start()
     return job
+
+
+def _base(
+    graph: Graph,
+    chain: list[Node],
+    device: str,
+    base: str | None,
+    base_node: str | None,
+    bottom: str | None,
+) -> Node | None:
+    """What the image is to lie over afterwards; None for nothing. Raises `InvalidArgument`."""
+    if base_node is not None:
+        words = f"Node '{base_node}' is not a backing image of '{device}'"
+        return chains.find_node(graph, chain[1:], base_node, words)
+    if base is not None:
+        found = chains.find_file(chain[1:], base)
+        if found is None:
+            raise InvalidArgument(f"Can't find '{base}' in the backing chain")
+        return found
+    if bottom is not None:
+        words = f"Node '{bottom}' is not in a chain starting from '{device}'"
+        last = chains.find_node(graph, chain[1:], bottom, words)
+        number = chains.index(chain, last)
+        return chain[number + 1] if number + 1 < len(chain) else None
+    return None
