@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from tests.support.nbd_peer import (
     WRITE,
     ZERO,
     Reply,
+    go_data,
+    option_bytes,
     request_bytes,
 )
 
@@ -491,3 +494,86 @@ def test_statistics(make: Make, serve: Serve) -> None:
         assert (stats.errors, stats.clients, stats.connections) == (2, 1, 1)
     served.wait_until_alone()
     assert (stats.clients, stats.connections) == (0, 1)
+
+
+# --- beginnings and ends ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_export_name_and_requests_behind_it(make: Make, serve: Serve, pad: bool) -> None:
+    """All in one piece: what comes behind the choice is transmission already."""
+    served = serve(make(SIZE), name="disk")
+    with served.connect(mode=None) as peer:
+        flags = wire.FIXED_NEWSTYLE | (0 if pad else wire.NO_ZEROES)
+        stream = flags.to_bytes(4, "big") + option_bytes(wire.OPT_EXPORT_NAME, b"disk")
+        peer.note(1, WRITE, 5, 3)
+        peer.note(2, READ, 5, 3)
+        peer.note(3, FLUSH, 0, 0)
+        stream += request_bytes(WRITE, 5, 3, cookie=1, payload=b"abc")
+        peer.send(stream)
+        peer.take(18)
+        assert int.from_bytes(peer.take(8), "big") == SIZE
+        peer.take(2 + (124 if pad else 0))
+        assert not peer.wait(1).error
+        peer.send(request_bytes(READ, 5, 3, cookie=2) + request_bytes(FLUSH, cookie=3))
+        assert peer.wait(2).content(5, 3) == b"abc"
+        assert not peer.wait(3).error
+
+
+@modes
+def test_everything_in_one_piece(make: Make, serve: Serve, mode: str) -> None:
+    served = serve(make(SIZE))
+    extended = mode == EXTENDED
+    with served.connect(mode=None) as peer:
+        stream = (3).to_bytes(4, "big")
+        if mode != SIMPLE:
+            stream += option_bytes(
+                wire.OPT_EXTENDED_HEADERS if extended else wire.OPT_STRUCTURED_REPLY
+            )
+        stream += option_bytes(wire.OPT_GO, go_data(""))
+        flags = PAYLOAD_LEN if extended else 0
+        data = os.urandom(2 * MiB)
+        for cookie in range(1, 4):
+            peer.note(cookie, WRITE, 0, len(data))
+            stream += request_bytes(
+                WRITE, 0, len(data), flags=flags, cookie=cookie, payload=data, extended=extended
+            )
+        peer.mode = mode
+        peer.send(stream)
+        peer.take(18 + (20 if mode != SIMPLE else 0))
+        assert peer.option_answer(wire.OPT_GO).kind == wire.REP_ACK
+        for cookie in range(1, 4):
+            assert not peer.wait(cookie).error
+        assert peer.read(0, len(data)) == data
+
+
+@modes
+def test_who_says_no_more_hears_the_rest(make: Make, serve: Serve, mode: str) -> None:
+    served = serve(make(SIZE))
+    with served.connect(mode=mode) as peer:
+        asked = [peer.ask(WRITE, n * 4096, payload=b"h" * 4096, flags=FUA) for n in range(20)]
+        asked += [peer.ask(READ, 0, 100_000), peer.ask(ZERO, MiB, MiB), peer.ask(CACHE, 0, SIZE)]
+        peer.socket.shutdown(socket.SHUT_WR)
+        for cookie in asked:
+            assert not peer.wait(cookie).error
+        assert peer.ended()
+
+
+def test_a_flush_is_for_the_writes_of_all_connections(
+    make: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = make(SIZE, format="raw", cache="writeback")
+    served = serve(disk)
+    order: list[str] = []
+    node_flush = disk.node.flush
+
+    def noted() -> None:
+        order.append("flush")
+        node_flush()
+
+    monkeypatch.setattr(disk.node, "flush", noted)
+    with served.connect() as one, served.connect() as other:
+        one.write(0, b"written by one")
+        order.append("answered")
+        assert not other.do(FLUSH).error
+    assert order == ["answered", "flush"]
