@@ -329,6 +329,43 @@ def test_waiting_can_be_interrupted(tmp_path: Path) -> None:
         assert server.accepted == 1
 
 
+def test_an_interrupted_read_leaves_its_memory_alone(tmp_path: Path) -> None:
+    """Even if the server was in the middle of its answer."""
+    go_on = threading.Event()
+
+    def halting(connection: socket.socket) -> None:
+        greet(connection)
+        for head, _ in requests(connection):
+            reply = chunk(
+                wire.REPLY_OFFSET_DATA,
+                content(head.offset, b"s" * head.length),
+                cookie=head.cookie,
+            )
+            connection.sendall(reply[:1000])
+            go_on.wait(20)
+            connection.sendall(reply[1000:])
+
+    with fake_server(tmp_path / "s", halting, serve) as server, opened(server.path, "r") as disk:
+        buffer = bytearray(1 << 16)
+        others: list[bytes] = []
+        timer = interrupt_soon(0.4)
+        other = threading.Timer(0.2, lambda: others.append(disk.read(8, 4)))
+        other.start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            disk.read_into(0, buffer)
+        assert time.monotonic() - started < 3
+        timer.join()
+        other.join()
+        assert others == [b"ssss"]
+        before = bytes(buffer)
+        assert before.endswith(bytes(1 << 15))
+        go_on.set()
+        assert disk.read(4, 4) == b"ssss"
+        assert buffer == before
+        assert server.accepted == 2
+
+
 def test_waiting_for_a_connection_can_be_interrupted(tmp_path: Path) -> None:
     disk = opened_then_gone(tmp_path, "r", **only("reconnect-delay", 60))
     timer = interrupt_soon(0.3)

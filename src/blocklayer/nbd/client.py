@@ -83,9 +83,8 @@ class Client:
                 self._lanes[started[0].lane].wait(started[0])
                 moving -= _bytes_moved(started.popleft())
         except BaseException:
-            for command in started:  # nobody waits any more: what still comes is dropped
-                if command.kind == wire.CMD_READ:
-                    command.vector = None
+            for command in started:
+                self._lanes[command.lane].abandon(command)
             raise
 
     def _start(self, batch: list[Command]) -> None:

@@ -83,6 +83,18 @@ class Connection:
                     buffers += command.vector or ()
         return buffers
 
+    def abandon(self, command: Command) -> None:
+        """Nobody waits any more: what still comes for a command is dropped.
+
+        If its memory is being filled right now, nothing but breaking the connection ends that.
+        """
+        if command.kind != wire.CMD_READ:
+            return
+        command.vector = None
+        if self._replies.is_filling(command):
+            self._break(RemoteError("A request was interrupted while it was read", errno.EINTR))
+            self._reader.join(CLOSE_SECONDS)
+
     # --- receiving ------------------------------------------------------------------------------
 
     def _read(self) -> None:

@@ -109,12 +109,18 @@ class Lane:
             command.losses += 1
             # A server that breaks the protocol would do so again.
             final = isinstance(reason, ProtocolError) or command.losses > LOSSES_MAX
-            if final or not self._settings.reconnect_delay:
+            # An interrupt of somebody else is no fault of the server's: it is there to be asked.
+            again = self._settings.reconnect_delay or reason.errno == errno.EINTR
+            if final or not again:
                 raise reason
             connection = self._alive()
             command.restart()
             connection.start([command])
             command.finished.acquire()
+
+    def abandon(self, command: Command) -> None:
+        """Nobody waits for this command any more."""
+        self._connection.abandon(command)
 
     # --- connecting again -----------------------------------------------------------------------
 

@@ -92,6 +92,10 @@ class Replies:
             self.pending[cookie] = command
         return head
 
+    def is_filling(self, command: Command) -> bool:
+        """Whether the buffers may be the command's memory."""
+        return self._command is command
+
     # --- receiving ------------------------------------------------------------------------------
 
     def buffers(self) -> Vector:
