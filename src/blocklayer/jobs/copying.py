@@ -40,7 +40,7 @@ STEP_BYTES = 2 * MiB
 """Data that one step copies: long enough for two threads to be busy, short enough to stop."""
 
 STEP_SPAN = 8 * MiB
-"""Steps collect small dirty runs that lie near each other."""
+"""Steps collect small dirty runs; if guests may wait for a step, those that lie near each other."""
 
 FLUSH_BYTES = 64 * MiB
 """Data after which the target is flushed while the copy goes on."""
@@ -230,7 +230,7 @@ class CopyingJob(Job):
         while True:
             self.hold_back()
             self.raise_failure()
-            if self._passes >= PASSES_MAX and self.engine.dirty.count <= REST_BYTES:
+            if self.has_done_enough():
                 self._workers.drain()
                 return
             step = self.next_step()
@@ -240,6 +240,10 @@ class CopyingJob(Job):
                 self._workers.drain()
             elif self.engine.dirty.is_empty:
                 return
+
+    def has_done_enough(self) -> bool:
+        """Whether guests who go on writing are not worth another pass over the disk now."""
+        return self._passes >= PASSES_MAX and self.engine.dirty.count <= REST_BYTES
 
     def at_rest(self) -> None:
         """Nothing is in flight while the job rests."""
@@ -290,11 +294,12 @@ class CopyingJob(Job):
     def _collect(self, start: int) -> Step | None:
         engine = self.engine
         limit = self._step_limit()
+        span = STEP_SPAN if engine.write_blocking else engine.size
         runs: list[tuple[int, int]] = []
         size = 0
         for offset, length in engine.dirty.runs(start):
             offset, length = max(offset, start), length - max(0, start - offset)
-            if runs and offset + min(length, limit) - runs[0][0] > STEP_SPAN:
+            if runs and offset + min(length, limit) - runs[0][0] > span:
                 break
             if not runs and length > limit and (zeroes := self._zeroes_from(offset, length)):
                 return Step([(offset, zeroes)])

@@ -13,6 +13,7 @@ target is a copy of that moment.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.align import is_power_of_two
@@ -37,6 +38,8 @@ SYNC_MODES = ("full", "top", "none", "incremental", "bitmap")
 GRANULARITY_MIN, GRANULARITY_MAX = 512, 64 * MiB
 IDLE_SECONDS = 0.1
 """How long guests' writes collect before a mirror that is ready copies them."""
+
+REST_SECONDS_MAX = 1.0
 
 ROUNDS_MAX = 10
 """Guests that write faster than the copier will not wait for each other for ever."""
@@ -97,6 +100,7 @@ class MirrorJob(CopyingJob):
             self.engine.write_blocking = self.copy_mode == WRITE_BLOCKING
         rounds = 0
         while True:
+            started = time.monotonic()
             self.copy_all()
             if not self.ready:
                 self.flush_target()
@@ -106,7 +110,15 @@ class MirrorJob(CopyingJob):
                 if self.engine.dirty.count <= REST_BYTES or rounds >= ROUNDS_MAX:
                     return
             else:
-                self.sleep(IDLE_SECONDS, lambda: self.completing or self._soft_cancel)
+                # As long as it has worked at least: guests have the machine for half of the time.
+                rest = max(IDLE_SECONDS, min(time.monotonic() - started, REST_SECONDS_MAX))
+                self.sleep(rest, lambda: self.completing or self._soft_cancel)
+
+    def has_done_enough(self) -> bool:
+        """Keeping up with guests means a pass over what they have written, and a rest."""
+        if self.ready and not self.completing and not self._soft_cancel:
+            return self._passes >= 1
+        return super().has_done_enough()
 
     def check_sizes(self) -> None:
         """Nothing else is possible with a target of another size."""
