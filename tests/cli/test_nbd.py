@@ -153,6 +153,23 @@ def test_a_snapshot_leaves_the_image_alone(
     assert image.read_bytes() == before
 
 
+@pytest.mark.parametrize("number", [0, signal.SIGTERM])
+def test_a_snapshot_leaves_no_file(
+    image: Path, where: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    with blk_nbd(where, "-s", "-f", "qed", image) as server:
+        with server.connect() as peer:
+            peer.write(0, b"x" * MiB)
+            assert list(folder.iterdir())
+            if number:
+                assert server.end(number) == (0, "")
+        assert server.ended()[0] == 0
+    assert list(folder.iterdir()) == []
+
+
 def test_image_options(image: Path, where: Path) -> None:
     options = f"driver=qed,file.driver=file,file.filename={image}"
     with blk_nbd(where, "--image-opts", options) as server:
@@ -296,6 +313,63 @@ def test_activation_and_addresses_exclude_each_other(image: Path, where: Path) -
         )
         assert done.returncode == 1
         assert "socket activation" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [("1", "not a listening socket"), ("2", "fd = 4: Bad file"), ("999999999", "fd = 4: Bad file")],
+)
+def test_activation_with_what_is_no_socket(image: Path, count: str, words: str) -> None:
+    code = (
+        "import os, socket, sys; os.environ['LISTEN_PID'] = str(os.getpid());"
+        "os.environ['LISTEN_FDS'] = sys.argv[1]; os.dup2(socket.socket().detach(), 3);"
+        "os.set_inheritable(3, True);"
+        "os.closerange(4, 100);"
+        "os.execv(sys.executable, [sys.executable, '-m', 'blocklayer', 'nbd', sys.argv[2]])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, count, str(image)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_several_activated_sockets(image: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / "one", tmp_path / "two"]
+    listeners = []
+    for path in paths:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+        listeners.append(listener)
+    code = (
+        "import os, sys; os.dup2(int(sys.argv[1]), 100); os.dup2(int(sys.argv[2]), 101);"
+        "os.dup2(100, 3); os.dup2(101, 4); os.environ['LISTEN_PID'] = str(os.getpid());"
+        "os.environ['LISTEN_FDS'] = '2';"
+        "os.execv(sys.executable, [sys.executable, '-m', 'blocklayer', 'nbd', *sys.argv[3:]])"
+    )
+    numbers = [listener.fileno() for listener in listeners]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, numbers), "-e", "2", "-f", "qed", str(image)],
+        pass_fds=numbers,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        with NbdPeer(paths[0]) as one, NbdPeer(paths[1]) as two:
+            one.write(0, b"by one")
+            assert two.read(0, 6) == b"by one"
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.communicate()
+        for listener in listeners:
+            listener.close()
 
 
 # --- how it ends --------------------------------------------------------------------------------

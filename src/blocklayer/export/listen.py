@@ -168,9 +168,17 @@ def activation_sockets() -> list[int]:
     try:
         if int(pid) != os.getpid():
             return []
-        descriptors = list(range(ACTIVATION_FIRST, ACTIVATION_FIRST + int(count)))
+        passed = int(count)
     except ValueError:
         return []
-    for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)
+    descriptors: list[int] = []
+    for descriptor in range(ACTIVATION_FIRST, ACTIVATION_FIRST + passed):
+        try:
+            os.set_inheritable(descriptor, False)
+        except OSError as error:
+            raise InvalidArgument(
+                f"Socket activation failed: invalid file descriptor fd = {descriptor}:"
+                f" {error.strerror}"
+            ) from None
+        descriptors.append(descriptor)
     return descriptors
