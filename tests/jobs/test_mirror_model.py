@@ -331,3 +331,19 @@ def test_an_error_that_is_reported_ends_the_job_and_harms_nobody(seed: int) -> N
     assert job.error == "Input/output error"
     completed = [data for name, data in made.events if name == "BLOCK_JOB_COMPLETED"]
     assert [data["error"] for data in completed] == ["Input/output error"]
+
+
+@pytest.mark.parametrize("policy", ["ignore", "stop"])
+def test_a_switch_that_cannot_be_lets_guests_go_on(policy: str) -> None:
+    with scene(50) as made:
+        job = made.start(on_target_error=policy, auto_finalize=False)
+        wait_ready(job)
+        job.complete()
+        assert job.wait_for_status("pending", timeout=20) == "pending"
+        time.sleep(0.05)
+        made.target.failing = 1.0
+        job.finalize()
+        assert job.wait(30)
+        assert job.error == "Input/output error"
+        assert made.disk.node is made.source
+        time.sleep(0.05)

@@ -76,6 +76,9 @@ class CopyingJob(Job):
         self.options = options
         self.target: GraphDisk
         self.engine: Engine
+        self.failures = 0
+        """Steps that have failed; `last_failure` says how the last one did."""
+        self.last_failure = ""
         self._failure: str | None = None
         self._moving = 0
         self._cursor = self._passes = 0
@@ -365,6 +368,8 @@ class CopyingJob(Job):
 
     def _step_failed(self, step: Step, failure: IoFailed) -> None:
         self.unclaim(step)
+        self.failures += 1
+        self.last_failure = job_error(failure.error)
         self._on_failure(failure)
 
     def _on_failure(self, failure: IoFailed) -> None:

@@ -21,7 +21,7 @@ from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.units import MiB
 from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.node import FormatNode
-from blocklayer.jobs.copying import REST_BYTES, CopyingJob
+from blocklayer.jobs.copying import REST_BYTES, CopyFailed, CopyingJob
 from blocklayer.jobs.errors import JobCancelled, WrongState
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.mirror_filter import MirrorFilter
@@ -40,6 +40,9 @@ IDLE_SECONDS = 0.1
 """How long guests' writes collect before a mirror that is ready copies them."""
 
 REST_SECONDS_MAX = 1.0
+
+RETRIES_MAX = 10
+"""Errors while guests wait for the switch, after which they are let go."""
 
 ROUNDS_MAX = 10
 """Guests that write faster than the copier will not wait for each other for ever."""
@@ -148,11 +151,15 @@ class MirrorJob(CopyingJob):
                 self.leave()
 
     def _copy_rest(self) -> None:
+        """Guests wait: errors that are to be ignored, or to be waited out, are soon too many."""
         buffer = bytearray(self._step_bytes)
+        failures = self.failures
         while not self.engine.dirty.is_empty:
             if self.cancelled:
                 raise JobCancelled
             self.raise_failure()
+            if self.failures - failures >= RETRIES_MAX:
+                raise CopyFailed(self.last_failure)
             step = self.next_step()
             if step is not None:
                 self.copy_step(step, buffer)
