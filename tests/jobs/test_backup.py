@@ -20,7 +20,7 @@ from blocklayer.jobs.errors import WrongState
 from blocklayer.jobs.transaction import JobTransaction
 from blocklayer.protocols.memory import MemoryNode
 from tests.jobs.scenes import Stage, content, stage, wait_end
-from tests.jobs.test_mirror_model import Flaky
+from tests.jobs.test_mirror_model import Flaky, seeds
 
 SIZE = MiB + 512
 
@@ -83,7 +83,7 @@ def begin(here: Stage, sync: str = "full", **options: Any) -> BackupJob:
     return backup.start(here.graph, here.jobs, **named)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", seeds(0, 8))
 def test_the_moment_is_kept(seed: int) -> None:
     with stage() as here:
         source, target, _ = set_up(here, seed)

@@ -31,6 +31,14 @@ from blocklayer.protocols.memory import MemoryNode
 from blocklayer.testing.model import ModelDisk
 
 SIZE = 1024 * KiB + 512
+
+
+def seeds(first: int, count: int) -> list[object]:
+    """Seeds of random runs; a few of them in every run of the tests, the others in long ones."""
+    every = range(first, first + count)
+    return [s if s < first + 3 else pytest.param(s, marks=pytest.mark.slow) for s in every]
+
+
 GUESTS = 3
 BITS = 16 * KiB
 
@@ -237,7 +245,7 @@ def wait_ready(job: Job) -> None:
     assert job.wait_for_status("ready", timeout=30) in ("ready", "standby"), job.info()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(0, 12))
 def test_a_disk_moves_while_guests_write(seed: int) -> None:
     with scene(seed) as made:
         job = made.start()
@@ -253,7 +261,7 @@ def test_a_disk_moves_while_guests_write(seed: int) -> None:
     assert [name for name, _ in made.events].count("BLOCK_JOB_COMPLETED") == 1
 
 
-@pytest.mark.parametrize("seed", range(12, 20))
+@pytest.mark.parametrize("seed", seeds(12, 8))
 def test_cancelled_when_ready_the_target_is_a_copy_of_one_moment(seed: int) -> None:
     with scene(seed) as made:
         job = made.start()
@@ -269,7 +277,7 @@ def test_cancelled_when_ready_the_target_is_a_copy_of_one_moment(seed: int) -> N
     assert made.events[-3][0] == "BLOCK_JOB_COMPLETED"
 
 
-@pytest.mark.parametrize("seed", range(20, 32))
+@pytest.mark.parametrize("seed", seeds(20, 12))
 def test_cancelled_by_force_at_any_moment(seed: int) -> None:
     with scene(seed) as made:
         job = made.start(speed=made.random.choice((0, 5_000_000)))
@@ -290,7 +298,7 @@ def test_cancelled_by_force_at_any_moment(seed: int) -> None:
 
 
 @pytest.mark.parametrize("policy", ["ignore", "stop", "enospc"])
-@pytest.mark.parametrize("seed", range(32, 36))
+@pytest.mark.parametrize("seed", seeds(32, 4))
 def test_errors_of_the_target_cost_nothing(seed: int, policy: str) -> None:
     with scene(seed) as made:
         made.target.code = errno.ENOSPC
@@ -319,7 +327,7 @@ def test_errors_of_the_target_cost_nothing(seed: int, policy: str) -> None:
     assert {"device": "j", "operation": "write", "action": wanted} in errors
 
 
-@pytest.mark.parametrize("seed", range(36, 42))
+@pytest.mark.parametrize("seed", seeds(36, 6))
 def test_an_error_that_is_reported_ends_the_job_and_harms_nobody(seed: int) -> None:
     with scene(seed) as made:
         job = made.start()

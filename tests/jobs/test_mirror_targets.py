@@ -70,7 +70,7 @@ def test_nothing_is_quick(tmp_path: Path) -> None:
             file_options = {"driver": "file", "filename": str(tmp_path / name)}
             here.graph.add({"driver": "raw", "node-name": name, "file": file_options})
         job = mirror.start(here.graph, here.jobs, job_id="j", device="a", target="b", sync="full")
-        assert job.wait_for_status("ready", timeout=1) == "ready"
+        assert job.wait_for_status("ready", timeout=5) == "ready"
         assert (job.current, job.total) == (0, 0)
         job.complete()
         wait_end(job)

@@ -48,6 +48,8 @@ FLUSH_BYTES = 64 * MiB
 WORKERS = 4
 """Steps in flight; more only make the same two memory buses wait for each other."""
 
+CAUTION_MAX = 12
+
 RETRY_SECONDS = 0.05
 """Rest after an error that is to be ignored."""
 
@@ -76,6 +78,8 @@ class CopyingJob(Job):
         self.options = options
         self.target: GraphDisk
         self.engine: Engine
+        self._caution = 0
+        """After failures steps are halved so often: what can be copied is soon copied."""
         self.failures = 0
         """Steps that have failed; `last_failure` says how the last one did."""
         self.last_failure = ""
@@ -314,10 +318,10 @@ class CopyingJob(Job):
         return Step(runs) if runs else None
 
     def _step_limit(self) -> int:
-        limit = self._step_bytes
+        limit = self._step_bytes >> self._caution
         if self.speed:
-            limit = min(limit, align_up(max(self.speed // 10, 1), self.engine.granularity))
-        return limit
+            limit = min(limit, self.speed // 10)
+        return align_up(max(limit, 1), self.engine.granularity)
 
     def _zeroes_from(self, offset: int, length: int) -> int:
         """Whole granules of zeroes that the source has there now: a hint, it is looked at again."""
@@ -347,6 +351,7 @@ class CopyingJob(Job):
         moved = Moved()
         try:
             moved = self.do_step(step, buffer)
+            self._caution = max(0, self._caution - 1)
         except IoFailed as failure:
             self._step_failed(step, failure)
         except Exception as error:
@@ -369,6 +374,7 @@ class CopyingJob(Job):
     def _step_failed(self, step: Step, failure: IoFailed) -> None:
         self.unclaim(step)
         self.failures += 1
+        self._caution = min(self._caution + 2, CAUTION_MAX)
         self.last_failure = job_error(failure.error)
         self._on_failure(failure)
 
