@@ -33,12 +33,6 @@ DIFFERENCES: tuple[Difference, ...] = (
         "QEMU looks at the graph first, and does not say who is in the way",
     ),
     Difference(
-        "blockdev-del",
-        BUSY,
-        r"GenericError: Node \w+ is in use",
-        "QEMU says it of some nodes of a job, and not of others",
-    ),
-    Difference(
         "block_resize",
         BUSY,
         re.escape("GenericError: Device '(null)' is in use"),

@@ -176,25 +176,33 @@ def blockdev_snapshot_sync(context: Context, arguments: schema.SnapshotSync) -> 
 @FAMILY.command("change-backing-file", schema.ChangeBackingFile)
 def change_backing_file(context: Context, arguments: schema.ChangeBackingFile) -> None:
     """Store another backing file's name in an image. What is open below it stays."""
-    graph = context.graph
+    with context.graph.drained():  # of nothing yet: no job ends, and closes the image, meanwhile
+        image = _layer(context.graph, arguments)
+        with context.graph.drained(image):
+            _store_backing(image, arguments.backing_file)
+
+
+def _layer(graph: Graph, arguments: schema.ChangeBackingFile) -> FormatNode:
+    """The image whose header is to be changed."""
     top = graph.find(arguments.device)
-    if arguments.image_node_name not in graph:
-        raise QmpError(f"Cannot find device='' nor node-name='{arguments.image_node_name}'")
-    image = graph.find(arguments.image_node_name)
+    image = find_by_name(graph, arguments.image_node_name)
     if not isinstance(image, FormatNode) or image.backing is None:
         raise QmpError("not allowing backing file change on an image without a backing file")
     if image not in graph.backing_chain(top):
         raise QmpError(f"'{arguments.device}' and image file are not in the same chain")
     graph.require_unblocked(image)
-    with graph.drained(image):
-        was_read_only = image.read_only
+    return image
+
+
+def _store_backing(image: FormatNode, name: str) -> None:
+    was_read_only = image.read_only
+    if was_read_only:
+        image.reopen(False)
+    try:
+        image.change_backing(name, image.backing_format)
+    finally:
         if was_read_only:
-            image.reopen(False)
-        try:
-            image.change_backing(arguments.backing_file, image.backing_format)
-        finally:
-            if was_read_only:
-                image.reopen(True)
+            image.reopen(True)
 
 
 # --- write thresholds ---------------------------------------------------------------------------

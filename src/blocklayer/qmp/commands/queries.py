@@ -12,7 +12,7 @@ from blocklayer.qmp.schema import nodes as schema
 from blocklayer.qmp.types import Family, Nothing
 
 if TYPE_CHECKING:
-    from blocklayer.core.graph import Entry
+    from blocklayer.core.graph import Entry, Graph
     from blocklayer.qmp.context import Context
 
 FAMILY = Family("What nodes are")
@@ -21,8 +21,9 @@ FAMILY = Family("What nodes are")
 @FAMILY.command("query-named-block-nodes", schema.QueryNodes, list[schema.NodeInfo])
 def query_named_block_nodes(context: Context, arguments: schema.QueryNodes) -> Any:
     """List the nodes, the newest first."""
-    entries = reversed(context.graph.named())
-    return [_node_info(context, entry, flat=bool(arguments.flat)) for entry in entries]
+    with context.graph.drained():  # of nothing: the graph stays as it is meanwhile
+        entries = reversed(context.graph.named())
+        return [_node_info(context, entry, flat=bool(arguments.flat)) for entry in entries]
 
 
 def _node_info(context: Context, entry: Entry, *, flat: bool) -> schema.NodeInfo:
@@ -120,8 +121,9 @@ def query_blockstats(context: Context, arguments: schema.QueryStats) -> Any:
     """Tell what was done on nodes: what clients of exports have asked for."""
     if not arguments.query_nodes:
         return []
-    entries = reversed(context.graph.named())
-    return [_with_stats(context, entry.node) for entry in entries]
+    with context.graph.drained():
+        entries = reversed(context.graph.named())
+        return [_with_stats(context, entry.node) for entry in entries]
 
 
 def _with_stats(context: Context, node: Node) -> schema.NodeWithStats:
@@ -139,7 +141,11 @@ def _with_stats(context: Context, node: Node) -> schema.NodeWithStats:
 @FAMILY.command("x-debug-query-block-graph", Nothing, schema.GraphInfo, features=("unstable",))
 def query_block_graph(context: Context, arguments: Nothing) -> schema.GraphInfo:
     """Tell the nodes and disks there are, and who uses whom."""
-    graph = context.graph
+    with context.graph.drained():
+        return _graph_info(context.graph)
+
+
+def _graph_info(graph: Graph) -> schema.GraphInfo:
     numbers = {id(entry.node): number for number, entry in enumerate(graph.named(), 1)}
     nodes = [
         schema.GraphNode(id=numbers[id(entry.node)], type="block-driver", name=entry.name)
