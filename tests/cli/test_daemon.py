@@ -42,13 +42,14 @@ def run(folder: Path, *options: str, stdin: bytes = b"") -> tuple[int, str, str]
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-def connect(path: Path) -> socket.socket:
-    """To a unix socket that will be there soon."""
+def connect(where: Path | int) -> socket.socket:
+    """To a unix socket, or to a port, that somebody will listen on soon."""
     deadline = time.monotonic() + 30
+    is_port = isinstance(where, int)
     while True:
-        connection = socket.socket(socket.AF_UNIX)
+        connection = socket.socket(socket.AF_INET if is_port else socket.AF_UNIX)
         try:
-            connection.connect(str(path))
+            connection.connect(("127.0.0.1", where) if is_port else str(where))
         except OSError:
             connection.close()
             assert time.monotonic() < deadline
@@ -250,7 +251,7 @@ def test_monitors_on_tcp_pipes_and_several_sockets(tmp_path: Path) -> None:
     )
     first, second = connect(tmp_path / "a"), connect(tmp_path / "b")
     third = connect(tmp_path / "a")
-    tcp = socket.create_connection(("127.0.0.1", port), 30)
+    tcp = connect(port)
     for connection in (tcp, third, second, first):
         assert talk(connection, "query-version")[0]["return"]["qemu"]["major"] == 7
     with open(tmp_path / "p.in", "wb") as to, open(tmp_path / "p.out", "rb") as back:
