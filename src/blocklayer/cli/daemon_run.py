@@ -35,11 +35,11 @@ def serve(arguments: Arguments, ready: Callable[[], None]) -> int:
     daemon = Daemon(human)
     with ExitStack() as at_end:
         at_end.enter_context(_stopped_by_signals(daemon))
-        path = arguments.optional("pidfile")
-        if path is not None:
-            at_end.enter_context(pid_file(path))
         try:
             _carry_out(daemon, arguments, background)
+            path = arguments.optional("pidfile")
+            if path is not None:  # who waits for the file finds everything ready
+                at_end.enter_context(pid_file(path))
             if background:
                 os.chdir("/")
             ready()
