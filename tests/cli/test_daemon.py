@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,30 @@ BLK = (sys.executable, "-m", "blocklayer")
 DAEMON = (*BLK, "daemon")
 
 
-def start(folder: Path, *options: str, **more: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """A test that fails leaves no daemon behind."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    STARTED.clear()
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
         [*DAEMON, *options],
         cwd=folder,
-        stdin=more.pop("stdin", subprocess.DEVNULL),
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **more,
     )
+    STARTED.append(process)
+    return process
 
 
 def run(folder: Path, *options: str, stdin: bytes = b"") -> tuple[int, str, str]:

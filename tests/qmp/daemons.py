@@ -81,9 +81,15 @@ class Conversation:
     """A running daemon and a client of it, in a folder of their own."""
 
     def __init__(
-        self, folder: Path, program: tuple[str, ...] = OURS, options: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        program: tuple[str, ...] = OURS,
+        options: tuple[str, ...] = (),
+        *,
+        killed: bool = False,
     ) -> None:
         self.folder = folder
+        self._killed = killed
         self.socket = folder / "qmp.sock"
         monitor = ("--chardev", f"socket,id=m,path={self.socket},server=on,wait=off")
         self.process = subprocess.Popen(
@@ -153,11 +159,13 @@ class Conversation:
         return found + self.client.events_so_far()
 
     def close(self) -> None:
-        """End the daemon in order; it must not have complained."""
+        """End the daemon in order; it must not have complained. Or kill it, as was wanted."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGKILL if self._killed else signal.SIGTERM)
         errors = self.errors()
         self.client.close()
+        if self._killed:
+            return
         assert self.process.returncode == 0, errors
         assert not errors
 

@@ -198,18 +198,15 @@ def test_a_killed_daemon_leaves_its_source_whole(
     for number in range(3):
         folder = tmp_path / str(number)
         folder.mkdir()
-        talk = Conversation(folder)
-        source(talk, driver)
-        talk.do("human-monitor-command", command_line="qemu-io s flush")
-        make(folder, f"-f {driver} t.img 4M")
-        add(talk, driver, "t", "t.img")
-        mode = rng.choice(["background", "write-blocking"])
-        talk.do("blockdev-mirror", job_id="j", device="s", target="t", sync="full",
-                speed=rng.choice([0, MIB]), copy_mode=mode)  # fmt: skip
-        time.sleep(rng.random() / 20)
-        talk.process.kill()
-        talk.process.communicate()
-        talk.client.close()
+        with Conversation(folder, killed=True) as talk:
+            source(talk, driver)
+            talk.do("human-monitor-command", command_line="qemu-io s flush")
+            make(folder, f"-f {driver} t.img 4M")
+            add(talk, driver, "t", "t.img")
+            mode, speed = rng.choice(["background", "write-blocking"]), rng.choice([0, MIB])
+            options = {"job_id": "j", "device": "s", "target": "t", "sync": "full"}
+            talk.do("blockdev-mirror", **options, speed=speed, copy_mode=mode)
+            time.sleep(rng.random() / 20)
         io = ["qemu-io", "-f", driver, "s.img"]
         for pattern, place in ((1, "0 1M"), (2, "2M 64k"), (3, "3M 512"), (0, "1M 1M")):
             io += ["-c", f"read -P {pattern} {place}"]
