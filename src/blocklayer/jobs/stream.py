@@ -36,6 +36,8 @@ class StreamJob(Job):
         self.node = node
         self.base: Node | None = options["base"]
         self.options = options
+        self._ignored: BlocklayerError | None = None
+        """The first error that was ignored: what it is about still lies below."""
         self._was_read_only = node.read_only
         common = ("speed", "auto_finalize", "auto_dismiss", "transaction")
         super().__init__(jobs, job_id, **{name: options[name] for name in common})
@@ -56,6 +58,8 @@ class StreamJob(Job):
                     self.pause_point()
                     self.advance(row[1])
         self.node.flush()
+        if self._ignored is not None:
+            raise self._ignored  # the layers below are needed still
 
     def _is_wanted(self, row: Row) -> bool:
         """Whether an extent comes from a layer that is going to be left out."""
@@ -81,6 +85,7 @@ class StreamJob(Job):
                     raise
                 if action != IGNORE:
                     continue
+                self._ignored = self._ignored or error
             with self.changed:
                 self.limit.account(count)
             self.advance(count)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs that meet errors: nothing that a guest was told of is lost, nothing hangs or stays busy."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import blocklayer
+from blocklayer.base.buffers import Vector
+from blocklayer.base.errors import IoError
+from blocklayer.base.units import KiB, MiB
+from blocklayer.core.filter import FilterNode
+from blocklayer.core.node import Node
+from blocklayer.jobs import stream
+from tests.jobs.scenes import Stage, stage, wait_end
+
+GRANULE = 64 * KiB
+
+
+class Failing(FilterNode):
+    """Fails so many times as it is told, by operation."""
+
+    def __init__(self, child: Node, **times: int) -> None:
+        super().__init__(child)
+        self.times = times
+
+    def _meet(self, operation: str) -> None:
+        if self.times.get(operation, 0):
+            self.times[operation] -= 1
+            raise IoError("as told", "failing", errno.EIO, operation)
+
+    def readv(self, offset: int, vector: Vector) -> None:
+        self._meet("read")
+        super().readv(offset, vector)
+
+    def flush(self) -> None:
+        self._meet("flush")
+        super().flush()
+
+
+def make_chain(here: Stage, folder: Path) -> None:
+    """Images base <- top, with data in the base, as nodes of these names."""
+    base, top = str(folder / "base.qed"), str(folder / "top.qed")
+    blocklayer.create(base, format="qed", size=MiB)
+    with blocklayer.open(base, mode="r+") as disk:
+        disk.write(0, b"B" * MiB)
+    blocklayer.create(top, format="qed", size=MiB, backing=base)
+    below: str | None = None
+    for name, path in (("base", base), ("top", top)):
+        file = {"driver": "file", "filename": path}
+        read_only = name == "base"
+        here.graph.add(
+            {"driver": "qed", "node-name": name, "backing": below, "file": file}
+            | {"read-only": read_only}
+        )
+        below = name
+
+
+def test_a_stream_keeps_the_base_if_it_has_ignored_an_error(
+    tmp_path: Path,
+) -> None:
+    with stage() as here:
+        make_chain(here, tmp_path)
+        graph = here.graph
+        base, top = graph.find("base"), graph.find("top")
+        real, failures = base.readv, [IoError("as told", "base", errno.EIO, "read")]
+
+        def readv(offset: int, vector: Vector) -> None:
+            if failures:
+                raise failures.pop()
+            real(offset, vector)
+
+        base.readv = readv  # type: ignore[method-assign]
+        with graph.open_disk("top") as disk:
+            job = stream.start(graph, here.jobs, device="top", job_id="s", on_error="ignore")
+            wait_end(job)
+            assert job.error == "Input/output error"
+            assert graph.backing_chain(top) == [top, base]
+            assert disk.read(0, MiB) == b"B" * MiB
+        names = [name for name, _ in here.events if name.startswith("BLOCK_")]
+        assert names == ["BLOCK_JOB_ERROR", "BLOCK_JOB_COMPLETED"]
