@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
 
 import blocklayer
@@ -12,8 +13,9 @@ from blocklayer.base.errors import IoError
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import Node
-from blocklayer.jobs import stream
-from tests.jobs.scenes import Stage, stage, wait_end
+from blocklayer.jobs import mirror, stream
+from blocklayer.protocols.memory import MemoryNode
+from tests.jobs.scenes import PATIENCE, Stage, content, stage, wait_end, wait_ready
 
 GRANULE = 64 * KiB
 
@@ -80,3 +82,47 @@ def test_a_stream_keeps_the_base_if_it_has_ignored_an_error(
             assert disk.read(0, MiB) == b"B" * MiB
         names = [name for name, _ in here.events if name.startswith("BLOCK_")]
         assert names == ["BLOCK_JOB_ERROR", "BLOCK_JOB_COMPLETED"]
+
+
+class Racing(FilterNode):
+    """Lets a write of Bs, begun in time, end in the middle of a later write of As."""
+
+    def __init__(self, child: Node) -> None:
+        super().__init__(child)
+        self.began, self.first, self.second = (threading.Event() for _ in range(3))
+
+    def writev(self, offset: int, vector: Vector) -> None:
+        is_late = bytes(vector[0][:1]) == b"B"
+        if is_late:
+            self.began.set()
+            assert self.first.wait(PATIENCE)
+        super().writev(offset, vector)
+        if not is_late:
+            self.first.set()
+            assert self.second.wait(PATIENCE)
+
+
+def test_a_switch_of_the_copy_mode_loses_no_mark() -> None:
+    with stage() as here:
+        racing, target = Racing(MemoryNode(MiB)), MemoryNode(MiB)
+        here.put("src", racing)
+        here.put("dst", target)
+        with here.graph.open_disk("src", writable=True) as disk:
+            job = mirror.start(
+                here.graph, here.jobs, device="src", target="dst", sync="full", job_id="m"
+            )
+            wait_ready(job)
+            late = threading.Thread(target=disk.write, args=(0, b"B" * 512))
+            late.start()
+            assert racing.began.wait(PATIENCE)
+            job.change(copy_mode="write-blocking")
+            early = threading.Thread(target=disk.write, args=(0, b"A" * GRANULE))
+            early.start()
+            late.join(PATIENCE)  # acknowledged, and marked
+            racing.second.set()
+            early.join(PATIENCE)
+            assert disk.read(0, 512) == b"B" * 512
+            job.complete()
+            wait_end(job)
+            assert disk.read(0, 512) == b"B" * 512
+            assert content(racing.child) == content(target)

@@ -294,19 +294,19 @@ class Engine:
         to_source: Callable[[], None],
         to_target: Callable[[int, int], int],
     ) -> None:
+        start, end = self._without_dirty_ends(offset, offset + length)
+        # Unmarked before the source changes: another write of these bytes, which does not hold the
+        # range (a switch of the copy mode is in flight), marks them after it has changed the
+        # source, and that mark has to stay. What is only partly rewritten stays marked anyway.
+        self.dirty.clear(start, max(0, end - start))
         try:
             to_source()
-        except NotSupported:
-            raise
         except BaseException:
             self.dirty.set(offset, length)
             raise
-        start, end = self._without_dirty_ends(offset, offset + length)
         if start >= end:
             return
         try:
-            # Unmarked first: who cannot write the target marks them again.
-            self.dirty.clear(start, end - start)
             self._on_guest_moved(to_target(start, end - start))
         except BlocklayerError as error:
             self.dirty.set(start, end - start)
