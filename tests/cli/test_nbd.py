@@ -153,7 +153,7 @@ def test_a_snapshot_leaves_the_image_alone(
     assert image.read_bytes() == before
 
 
-@pytest.mark.parametrize("number", [0, signal.SIGTERM])
+@pytest.mark.parametrize("number", [0, signal.SIGTERM, signal.SIGKILL])
 def test_a_snapshot_leaves_no_file(
     image: Path, where: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -163,10 +163,15 @@ def test_a_snapshot_leaves_no_file(
     with blk_nbd(where, "-s", "-f", "qed", image) as server:
         with server.connect() as peer:
             peer.write(0, b"x" * MiB)
-            assert list(folder.iterdir())
+            opened = Path(f"/proc/{server.process.pid}/fd").iterdir()
+            links = [os.readlink(each) for each in opened]
+            assert any(link.startswith(str(folder)) and "(deleted)" in link for link in links)
+            assert peer.read(0, MiB) == b"x" * MiB
             if number:
-                assert server.end(number) == (0, "")
-        assert server.ended()[0] == 0
+                code, said = server.end(number)
+                assert (code, said) == (-number if number == signal.SIGKILL else 0, "")
+        if not number:
+            assert server.ended()[0] == 0
     assert list(folder.iterdir()) == []
 
 
@@ -230,6 +235,20 @@ def test_in_the_background(image: Path, where: Path, tmp_path: Path) -> None:
     until(lambda: not where.exists(), "the socket stays")
     until(lambda: not os.path.exists(f"/proc/{pid}") or is_zombie(pid), "the process stays")
     assert blocklayer.check(str(image)).clean
+
+
+def test_a_pid_file_that_is_in_use_is_left_alone(image: Path, where: Path, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    with blk_nbd(where, "-t", "--pid-file", pid_file, "-f", "qed", image) as server:
+        second = tmp_path / "second.sock"
+        words = words_of("-t", "--pid-file", pid_file, "-r", "-k", second, "-f", "raw", __file__)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"blk: Cannot lock pid file '{pid_file}'")
+        assert not second.exists()
+        assert int(pid_file.read_text()) == server.process.pid
+        assert server.end() == (0, "")
+    assert not pid_file.exists()
 
 
 def is_zombie(pid: int) -> bool:

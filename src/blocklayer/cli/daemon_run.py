@@ -13,6 +13,7 @@ from blocklayer.cli import daemon_options
 from blocklayer.cli.failures import Failure
 from blocklayer.cli.output import complain
 from blocklayer.cli.parsing import Arguments
+from blocklayer.cli.pid_file import pid_file
 from blocklayer.core import objects
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -39,7 +40,7 @@ def serve(arguments: Arguments, ready: Callable[[], None]) -> int:
             _carry_out(daemon, arguments, background)
             path = arguments.optional("pidfile")
             if path is not None:  # who waits for the file finds everything ready
-                at_end.enter_context(pid_file(path))
+                at_end.enter_context(pid_file(path, "cannot create PID file: "))
             if background:
                 os.chdir("/")
             ready()
@@ -131,51 +132,3 @@ def _add_monitor(daemon: Daemon, text: str) -> None:
     if given:
         raise Failure(f"Parameter '{next(iter(given))}' is unexpected")
     daemon.add_monitor(chardev, pretty=pretty in (True, "on"))
-
-
-# --- the process --------------------------------------------------------------------------------
-
-
-@contextmanager
-def pid_file(path: str) -> Iterator[None]:
-    """A file with the process's id, locked as long as the process lives; removed at the end."""
-    import fcntl
-
-    path = os.path.abspath(path)
-    while True:
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise Failure(
-                f"cannot create PID file: Could not create '{path}': {error.strerror}"
-            ) from None
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            raise Failure(
-                f"cannot create PID file: Cannot lock pid file '{path}': another process holds it"
-            ) from None
-        if _is_at(descriptor, path):
-            break
-        os.close(descriptor)  # its last owner has just removed it: make another one
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
-    finally:
-        try:
-            os.unlink(path)
-        except OSError:
-            pass  # somebody else has removed it
-        os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: str) -> bool:
-    """Whether an open file is still what the path means."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return False
-    mine = os.fstat(descriptor)
-    return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)

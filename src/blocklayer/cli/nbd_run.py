@@ -11,12 +11,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from blocklayer.base.errors import BlocklayerError
 from blocklayer.cli.failures import Failure
 from blocklayer.cli.nbd import Plan, open_image
 from blocklayer.cli.parsing import Arguments
+from blocklayer.cli.pid_file import pid_file
 from blocklayer.export.export import Export
 from blocklayer.export.server import NbdServer
 
@@ -37,6 +38,8 @@ def serve(arguments: Arguments, plan: Plan, ready: Ready | None) -> int:
     with _signals(over), _scratch(arguments) as scratch:
         tls, authorise = _credentials(arguments)
         disk = open_image(arguments, plan, scratch)
+        if scratch:  # it is open, and needs no name: whatever ends the process, nothing stays
+            shutil.rmtree(scratch, ignore_errors=True)
         try:
             server = _server(arguments, plan, disk, over, tls, authorise)
             with _verbose(arguments), _pid_file(arguments), _metrics(arguments, server):
@@ -150,25 +153,9 @@ def _verbose(arguments: Arguments) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-@contextmanager
-def _pid_file(arguments: Arguments) -> Iterator[None]:
+def _pid_file(arguments: Arguments) -> AbstractContextManager[None]:
     path = arguments.optional("pid-file")
-    if path is None:
-        yield
-        return
-    path = os.path.abspath(path)
-    try:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(f"{os.getpid()}\n")
-    except OSError as error:
-        raise Failure(f"Could not create '{path}': {error.strerror}") from None
-    try:
-        yield
-    finally:
-        try:
-            os.unlink(path)
-        except OSError:
-            pass  # somebody else has removed it
+    return nullcontext() if path is None else pid_file(path)
 
 
 @contextmanager
