@@ -7,13 +7,15 @@ import errno
 import threading
 from pathlib import Path
 
+import pytest
+
 import blocklayer
 from blocklayer.base.buffers import Vector
 from blocklayer.base.errors import IoError
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import Node
-from blocklayer.jobs import mirror, stream
+from blocklayer.jobs import copying, mirror, stream
 from blocklayer.protocols.memory import MemoryNode
 from tests.jobs.scenes import PATIENCE, Stage, content, stage, wait_end, wait_ready
 
@@ -126,3 +128,19 @@ def test_a_switch_of_the_copy_mode_loses_no_mark() -> None:
             wait_end(job)
             assert disk.read(0, 512) == b"B" * 512
             assert content(racing.child) == content(target)
+
+
+def test_an_early_flush_that_fails_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "FLUSH_BYTES", 4 * MiB)
+    with stage() as here:
+        source, target = MemoryNode(16 * MiB), MemoryNode(16 * MiB)
+        source.writev(0, [memoryview(b"a" * 16 * MiB)])
+        here.put("src", source)
+        here.put("dst", Failing(target, flush=1))
+        job = mirror.start(
+            here.graph, here.jobs, device="src", target="dst", sync="full", job_id="m"
+        )
+        wait_end(job)
+        assert job.error == "Input/output error"
+        errors = [data for name, data in here.events if name == "BLOCK_JOB_ERROR"]
+        assert errors == [{"device": "m", "operation": "write", "action": "report"}]

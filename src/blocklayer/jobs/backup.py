@@ -160,8 +160,7 @@ class BackupJob(CopyingJob):
 
     def prepare(self) -> None:
         """Guests need not copy any more."""
-        self.raise_failure()
-        self.target.flush()
+        self.flush_rest()
         self.leave()
 
     def commit(self) -> None:

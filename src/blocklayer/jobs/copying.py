@@ -118,7 +118,8 @@ class CopyingJob(Job):
         name = f"blocklayer-{self.id}"
         count = max(1, min(WORKERS, buffer // self._step_bytes))
         self._workers: Workers[Step] = Workers(name, count, self._step_bytes, self._take_step)
-        self._early = EarlyFlush(f"{name}-flush", FLUSH_BYTES, self.target.flush)
+        flush = self.target.flush
+        self._early = EarlyFlush(f"{name}-flush", FLUSH_BYTES, flush, self._early_flush_failed)
         for node in (self.source, options["target"]):
             self.graph.block(node, self, self.busy)
         self._filter = self.make_filter()
@@ -260,7 +261,7 @@ class CopyingJob(Job):
         """Whether a step, or a guest's, has failed for good."""
         return self._failure is not None
 
-    def set_failure(self, error: BlocklayerError) -> None:
+    def set_failure(self, error: Exception) -> None:
         """The job fails; the first reason counts."""
         self._failure = self._failure or job_error(error)
         self.engine.stopped = True
@@ -397,7 +398,22 @@ class CopyingJob(Job):
         with self._counting:
             self._current += amount
 
+    def _early_flush_failed(self, error: Exception) -> None:
+        """Something that was copied may be lost, and nobody knows what: no policy can help."""
+        if isinstance(error, BlocklayerError):
+            self.on_error(REPORT, "write", error)
+        self.set_failure(error)
+
+    def flush_rest(self) -> None:
+        """Raises what went wrong with any flush until now."""
+        self._early.wait()
+        self.raise_failure()
+        self.target.flush()
+
     def flush_target(self) -> None:
+        """Flush what was copied; errors by the policy."""
+        self._early.wait()
+        self.raise_failure()
         while True:
             try:
                 self.target.flush()

@@ -144,7 +144,7 @@ class MirrorJob(CopyingJob):
         with self.graph.drained(self._filter):
             self._workers.drain()
             self._copy_rest()
-            self.target.flush()
+            self.flush_rest()
             if self.completing:
                 self.pivot()
             else:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from blocklayer.base.errors import BlocklayerError
-
 Step = TypeVar("Step")
 
 
@@ -78,14 +76,21 @@ class Workers(Generic[Step]):
 class EarlyFlush:
     """Has what is written brought to stable storage while more of it comes.
 
-    So the flush at the end has little left to do. Errors are left to that one: what could not be
-    written once fails every later flush.
+    So the flush at the end has little left to do. `failed` is told of errors, in the thread that
+    met them: a system reports a lost write once, and later flushes succeed.
     """
 
-    def __init__(self, name: str, every: int, flush: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        every: int,
+        flush: Callable[[], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
         self._name = name
         self._every = every
         self._flush = flush
+        self._failed = failed
         self._written = 0
         self._thread: threading.Thread | None = None
 
@@ -101,8 +106,8 @@ class EarlyFlush:
     def _run(self) -> None:
         try:
             self._flush()
-        except BlocklayerError:
-            return
+        except Exception as error:
+            self._failed(error)
 
     def wait(self) -> None:
         """Wait for a flush that is on its way."""
