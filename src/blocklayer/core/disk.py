@@ -115,7 +115,8 @@ class Disk:
             try:
                 return self._tracker.run(action, *arguments)
             except Retired:
-                continue  # the disk is on another node now, and has that one's tracker
+                # The disk is on another node now, or its node has another tracker.
+                self._tracker = self.node.tracker
 
     @contextmanager
     def _drained_section(self) -> Iterator[None]:
@@ -125,7 +126,7 @@ class Disk:
                     stack.enter_context(self._tracker.drained_section())
                     break
                 except Retired:
-                    continue
+                    self._tracker = self.node.tracker
             yield
 
     def switch(self, node: Node, *, discard: str, detect_zeroes: str) -> None:
@@ -686,7 +687,7 @@ class Disk:
             try:
                 yield hooks
             finally:
-                self.node.hooks = hooks or None
+                self.node.set_hooks(hooks or None)
                 for disk in list(self.node.users):
                     disk._refresh_inline()
 

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, ReadOnly
 from blocklayer.base.options import OptionTree, nest
 from blocklayer.core import graph_edges as edges
+from blocklayer.core.disk import Disk
 from blocklayer.core.graph_disk import CountingGraphDisk, GraphDisk, PlainGraphDisk
 from blocklayer.core.graph_options import Builder, Built, Settings, check_name, take_settings
 from blocklayer.core.node import FormatNode, Node
@@ -205,6 +206,12 @@ class Graph:
             entry.owned = False
             self._let_go(entry.node)
 
+    def disown(self, node: Node) -> None:
+        """Who added a node does not want it: it lives as long as others use it."""
+        with self._changing:
+            self.entry(node).owned = False
+            self._let_go(node)
+
     def close(self) -> None:
         """Close everything; the first error is raised when all is done."""
         failures: list[BlocklayerError] = []
@@ -372,6 +379,16 @@ class Graph:
                     entered.append(node.tracker)
                     stack.enter_context(node.tracker.drained_section())
             yield
+
+    @contextmanager
+    def recording_changes(self, node: Node) -> Iterator[Disk]:
+        """A disk on which to add or remove dirty bitmaps of a node.
+
+        Nobody writes meanwhile, and every disk above learns that its way past the node is closed.
+        """
+        with self.drained(node):
+            yield Disk(node, owns_node=False)
+            self._refresh_above(node)
 
     def _from_the_top(self, nodes: tuple[Node, ...]) -> list[Node]:
         """The nodes and all that stand above them, parents before children."""

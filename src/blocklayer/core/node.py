@@ -92,6 +92,16 @@ class Node:
         self.users: WeakSet[Disk] = WeakSet()
         """Disks on this node, which must know when its inline path opens or closes."""
 
+    def set_hooks(self, hooks: WriteHooks | None) -> None:
+        """Have these hooks see every write; None: nobody wants to. The node is drained."""
+        from blocklayer.core.hooks import unwatch, watch
+
+        self.hooks = hooks
+        if hooks is None:
+            unwatch(self)
+        else:
+            watch(self)
+
     # --- where bytes live ---------------------------------------------------------------------
 
     def map(self, offset: int, length: int) -> Mapped:

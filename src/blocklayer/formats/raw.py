@@ -170,7 +170,8 @@ class RawNode(FormatNode):
                 return read(offset, length)
             return -1
 
-        return Inline(read, write, descriptor)
+        # Whoever wants to know of writes to the file is told by the file's own verbs alone.
+        return Inline(read, write if self.file.hooks is None else None, descriptor)
 
     def info(self) -> dict[str, Any]:
         """A window shows itself."""

@@ -35,6 +35,10 @@ class JobFilter(FilterNode):
         if child is not None:
             child.hooks = hooks
 
+    def set_hooks(self, hooks: WriteHooks | None) -> None:
+        """The child's."""
+        self.child.set_hooks(hooks)
+
     def inline(self) -> Inline | None:
         """Reads go straight to the child's storage; writes have to pass."""
         inline = self.child.inline()

@@ -358,7 +358,8 @@ class QedNode(FormatNode):
                         return entry + within
             return -1
 
-        return Inline(lookup, lookup, descriptor)
+        # Whoever wants to know of writes to the file is told by the file's own verbs alone.
+        return Inline(lookup, lookup if self.file.hooks is None else None, descriptor)
 
     # --- where bytes may go ---------------------------------------------------------------------
 

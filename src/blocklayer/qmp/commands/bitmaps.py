@@ -15,7 +15,6 @@ from blocklayer.core.bitmap import (
     Bitmap,
     DirtyBitmap,
 )
-from blocklayer.core.disk import Disk
 from blocklayer.qmp.schema import bitmaps as schema
 from blocklayer.qmp.types import Family, QmpError
 
@@ -73,11 +72,15 @@ def add(context: Context, arguments: schema.BitmapAdd) -> Undo:
     """Add a bitmap."""
     node = context.graph.find(arguments.node)
     _check_new(node, arguments)
-    disk = Disk(node, owns_node=False)
-    disk.add_bitmap(
-        arguments.name, arguments.granularity or GRANULARITY_DEFAULT, enabled=not arguments.disabled
-    )
-    return lambda: disk.remove_bitmap(arguments.name)
+    granularity = arguments.granularity or GRANULARITY_DEFAULT
+    with context.graph.recording_changes(node) as disk:
+        disk.add_bitmap(arguments.name, granularity, enabled=not arguments.disabled)
+
+    def undo() -> None:
+        with context.graph.recording_changes(node) as disk:
+            disk.remove_bitmap(arguments.name)
+
+    return undo
 
 
 def _check_new(node: Node, arguments: schema.BitmapAdd) -> None:
@@ -104,11 +107,12 @@ def remove(context: Context, arguments: schema.BitmapOf) -> Undo:
     """Remove a bitmap."""
     bitmap = _free(context, arguments.node, arguments.name)
     node = _node(context, arguments.node)
-    Disk(node, owns_node=False).remove_bitmap(arguments.name)
+    with context.graph.recording_changes(node) as disk:
+        disk.remove_bitmap(arguments.name)
 
     def undo() -> None:
-        disk = Disk(node, owns_node=False)
-        again = disk.add_bitmap(bitmap.name, bitmap.granularity, enabled=bitmap.enabled)
+        with context.graph.recording_changes(node) as disk:
+            again = disk.add_bitmap(bitmap.name, bitmap.granularity, enabled=bitmap.enabled)
         again.merge(bitmap)
 
     return undo
