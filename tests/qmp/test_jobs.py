@@ -277,9 +277,37 @@ def test_an_aborted_transaction_takes_its_snapshots_back(talk: Conversation) -> 
     talk.refused("transaction", actions=[snapshot, made, abort])
     assert not (talk.folder / "new.qed").exists()
     fill(talk, "s", "write -P 9 0 64k", "read -P 9 0 64k")
+    export(talk, "s")
     talk.do("transaction", actions=[snapshot, made])
     fill(talk, "new", "read -P 9 0 64k", "write -P 4 0 64k", "read -P 4 0 64k")
     fill(talk, "s", "read -P 9 0 64k")
+
+
+def export(talk: Conversation, node: str) -> None:
+    """Somebody uses the node from now on."""
+    nbd = {"type": "unix", "data": {"path": str(talk.folder / "nbd")}}
+    talk.do("nbd-server-start", addr=nbd)
+    talk.do("block-export-add", type="nbd", id="e", node_name=node, writable=True)
+
+
+def test_backups_by_snapshots_one_after_the_other(talk: Conversation) -> None:
+    """The overlay goes with its last user, though nobody removes it by name."""
+    source(talk)
+    export(talk, "s")
+    for number in range(2):
+        talk.do("blockdev-snapshot-sync", node_name="s", snapshot_file="snap.qed", format="qed",
+                snapshot_node_name="snap")  # fmt: skip
+        fill(talk, "snap", f"write -P {number + 10} 1M 64k")
+        subprocess.run(["cp", "s.img", f"backup{number}"], cwd=talk.folder, check=True)
+        talk.do("block-commit", job_id="j", device="snap")
+        talk.event("BLOCK_JOB_READY", device="j", type="commit")
+        talk.do("block-job-complete", device="j")
+        ended(talk, "j")
+        names = [each["node-name"] for each in talk.do("query-named-block-nodes")]
+        assert "snap" not in names
+        (talk.folder / "snap.qed").unlink()
+        fill(talk, "s", f"read -P {number + 10} 1M 64k")
+    assert not same(talk.folder, "-f", "raw", "-F", "raw", "backup0", "backup1")
 
 
 def test_a_chain_is_streamed_and_committed(talk: Conversation) -> None:

@@ -104,6 +104,11 @@ def test_a_snapshot_takes_the_writes(talk: Conversation) -> None:
     assert node(talk, "over")["backing_file_depth"] == 1
 
 
+def names(talk: Conversation) -> list[str]:
+    """Of all nodes."""
+    return [each["node-name"] for each in talk.do("query-named-block-nodes")]
+
+
 def test_a_snapshot_is_made_on_the_way(talk: Conversation) -> None:
     make(talk.folder, "-f qed base.qed 1M")
     base = {"driver": "file", "filename": "base.qed"}
@@ -114,7 +119,19 @@ def test_a_snapshot_is_made_on_the_way(talk: Conversation) -> None:
     assert "error" in wrong
     assert not (talk.folder / "over.qed").exists()
     talk.do("blockdev-snapshot-sync", node_name="base", **snapshot)
+    # Nobody uses it: it goes, and with an export it stays.
+    assert "over" not in names(talk)
+    nbd = {"type": "unix", "data": {"path": str(talk.folder / "nbd")}}
+    talk.do("nbd-server-start", addr=nbd)
+    talk.do("block-export-add", type="nbd", id="e", node_name="base", writable=True)
+    talk.do("blockdev-snapshot-sync", node_name="base", mode="existing", **snapshot)
+    words = talk.refused("blockdev-del", node_name="over")
+    assert words == "Node over is not owned by the monitor"
     assert "wrote" in io(talk, "over", "write -P 2 64k 64k")
+    talk.do("block-export-del", id="e", mode="hard")
+    talk.event("BLOCK_EXPORT_DELETED", id="e")
+    assert "over" not in names(talk)
+    assert "base" in names(talk)
     found = about(talk.folder / "over.qed")
     assert Path(found["backing-filename"]) == talk.folder / "base.qed"
 

@@ -12,6 +12,7 @@ from blocklayer.qmp.events import Events
 
 if TYPE_CHECKING:
     from blocklayer.core.graph import Graph
+    from blocklayer.core.node import Node
     from blocklayer.jobs.manager import Jobs
     from blocklayer.qmp.commands.exports import Exports
     from blocklayer.qmp.schema.monitor import ChardevInfo
@@ -41,6 +42,8 @@ class Context:
         self.chardevs: Callable[[], list[ChardevInfo]] = list
         """Tells of the character devices."""
         self.write_thresholds: dict[str, int] = {}
+        self.made: list[Node] = []
+        """Nodes that the running command has made, for those to have who use them afterwards."""
         self.ending = False
         """Commands are not taken any more."""
         self.reason = SIGNAL

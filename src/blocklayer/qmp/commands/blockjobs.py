@@ -61,7 +61,7 @@ def drive_mirror(context: Context, arguments: schema.DriveMirror) -> None:
         undo()
         raise
     # The job holds the target as long as it needs it, and the daemon has no other use for it.
-    graph.entry(target).owned = False
+    graph.disown(target)
 
 
 def _open_target(context: Context, arguments: schema.DriveMirror, source: Node) -> Any:

@@ -123,18 +123,27 @@ def take_snapshot_sync(context: Context, arguments: schema.SnapshotSync) -> Undo
         except BaseException:
             graph.remove(graph.name_of(overlay))
             raise
+        context.made.append(overlay)
     except BaseException:
         if made:
             os.unlink(arguments.snapshot_file)
         raise
 
     def undo() -> None:
+        context.made.remove(overlay)
         _undo_snapshot(graph, node, overlay)
         graph.remove(graph.name_of(overlay))
         if made:
             os.unlink(arguments.snapshot_file)
 
     return undo
+
+
+def disown_made(context: Context) -> None:
+    """The daemon holds nodes of blockdev-add; others live as long as somebody uses them."""
+    made, context.made = context.made, []
+    for node in made:
+        context.graph.disown(node)
 
 
 def _make_overlay(node: Node, path: str, format_name: str) -> None:
@@ -169,8 +178,9 @@ def blockdev_snapshot(context: Context, arguments: schema.Snapshot) -> None:
 
 @FAMILY.command("blockdev-snapshot-sync", schema.SnapshotSync)
 def blockdev_snapshot_sync(context: Context, arguments: schema.SnapshotSync) -> None:
-    """The same with an overlay that is made on the way."""
+    """The same with an overlay that is made on the way; it is closed when nobody uses it."""
     take_snapshot_sync(context, arguments)
+    disown_made(context)
 
 
 @FAMILY.command("change-backing-file", schema.ChangeBackingFile)

@@ -73,6 +73,8 @@ def transaction(context: Context, arguments: schema.Transaction) -> None:
         for job in jobs:
             job.wait()  # what was cancelled is undone in its own thread, as soon as it may
         raise
+    finally:
+        nodes.disown_made(context)
 
 
 def _carry_out(
