@@ -11,11 +11,12 @@ import pytest
 
 import blocklayer
 from blocklayer.base.buffers import Vector
-from blocklayer.base.errors import IoError
+from blocklayer.base.errors import BlocklayerError, IoError
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import Node
-from blocklayer.jobs import copying, mirror, stream
+from blocklayer.jobs import backup, commit, copying, mirror, stream
+from blocklayer.jobs.transaction import JobTransaction
 from blocklayer.protocols.memory import MemoryNode
 from tests.jobs.scenes import PATIENCE, Stage, content, stage, wait_end, wait_ready
 
@@ -144,3 +145,73 @@ def test_an_early_flush_that_fails_is_not_forgotten(monkeypatch: pytest.MonkeyPa
         assert job.error == "Input/output error"
         errors = [data for name, data in here.events if name == "BLOCK_JOB_ERROR"]
         assert errors == [{"device": "m", "operation": "write", "action": "report"}]
+
+
+def test_a_backup_that_cannot_begin_leaves_its_bitmap_alone() -> None:
+    with stage() as here:
+        for name in ("src", "dst"):
+            here.put(name, MemoryNode(MiB))
+        with here.graph.open_disk("src", writable=True) as disk:
+            bitmap = disk.add_bitmap("bm", GRANULE)
+            disk.write(0, b"x" * GRANULE)
+            job = backup.start(
+                here.graph,
+                here.jobs,
+                device="src",
+                target="dst",
+                sync="incremental",
+                bitmap="bm",
+                job_id="j",
+                filter_node_name="f",
+                transaction=JobTransaction(),
+            )
+            here.put("f", MemoryNode(512))
+            with pytest.raises(BlocklayerError):
+                job.start()
+            assert job.ended.is_set()
+            assert (bitmap.count, bitmap.busy) == (GRANULE, False)
+            assert here.jobs.all() == []
+
+
+def test_a_commit_that_cannot_begin_leaves_its_base_read_only(tmp_path: Path) -> None:
+    with stage() as here:
+        make_chain(here, tmp_path)
+        job = commit.start(
+            here.graph,
+            here.jobs,
+            device="top",
+            job_id="c",
+            filter_node_name="f",
+            transaction=JobTransaction(),
+        )
+        here.put("f", MemoryNode(512))
+        with pytest.raises(BlocklayerError):
+            job.start()
+        assert here.graph.find("base").read_only
+
+
+def test_a_job_that_cannot_begin_fails_its_group() -> None:
+    with stage() as here:
+        group, made = JobTransaction(), []
+        for number in range(3):
+            names = f"s{number}", f"t{number}"
+            for name in names:
+                here.put(name, MemoryNode(MiB))
+            made.append(
+                backup.start(
+                    here.graph,
+                    here.jobs,
+                    device=names[0],
+                    target=names[1],
+                    sync="full",
+                    job_id=f"j{number}",
+                    filter_node_name="f" if number < 2 else None,
+                    transaction=group,
+                )
+            )
+        made[0].start()
+        with pytest.raises(BlocklayerError):
+            made[1].start()
+        for job in made:
+            wait_end(job)
+        assert here.jobs.all() == []

@@ -79,6 +79,7 @@ class BackupJob(CopyingJob):
         if is_full and not punching and self.target_reads_as_zero():
             self.engine.zero.set(0, self.engine.size)
         with self.graph.drained(self.source):
+            super().enter()  # what may fail comes first
             sync, bitmap = self.options["sync"], self.options["bitmap_object"]
             if bitmap is not None:
                 self._saved = Bitmap(bitmap.size, bitmap.granularity)
@@ -91,7 +92,6 @@ class BackupJob(CopyingJob):
                 self.engine.dirty.merge(self._saved)
             else:
                 self.engine.dirty.set(0, self.engine.size)
-            super().enter()
 
     # --- guests ---------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class BackupJob(CopyingJob):
 
     def _release_bitmap(self) -> None:
         bitmap = self.options["bitmap_object"]
-        if bitmap is not None:
+        if bitmap is not None and self._saved is not None:
             bitmap.busy = False
 
 

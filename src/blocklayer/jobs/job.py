@@ -482,9 +482,15 @@ class Job:
             self.changed.notify_all()
 
     def fail_early(self) -> None:
-        """It could not even be set up: whoever wanted it gets the error, and nothing remains."""
-        self.clean()
+        """It could not even be set up: whoever wanted it gets the error, and nothing remains.
+
+        Its group fails, as with every other failure.
+        """
+        self._try(self.abort)
+        self._try(self.clean)
         with self.changed:
+            self._transaction.fail(self)
+            self._transaction.leave(self)
             self.transition(states.NULL)
             self.jobs.unregister(self)
             self.ended.set()

@@ -25,6 +25,10 @@ class JobTransaction:
         """The job belongs to this group."""
         self.jobs.append(job)
 
+    def leave(self, job: Job) -> None:
+        """The job could not begin: nobody waits for it."""
+        self.jobs.remove(job)
+
     def arrive(self, gate: str, job: Job) -> None:
         """A job has reached a gate."""
         self._arrived.setdefault(gate, set()).add(job)

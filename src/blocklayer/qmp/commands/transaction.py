@@ -71,6 +71,9 @@ def transaction(context: Context, arguments: schema.Transaction) -> None:
                 job.start()
     except BaseException:
         for job in jobs:
+            with job.changed:
+                job.cancel_with_group()
+        for job in jobs:
             job.wait()  # what was cancelled is undone in its own thread, as soon as it may
         raise
     finally:
