@@ -16,6 +16,7 @@ from blocklayer.base.units import KiB, MiB
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import Node
 from blocklayer.jobs import backup, commit, copying, mirror, stream
+from blocklayer.jobs.errors import WrongState
 from blocklayer.jobs.transaction import JobTransaction
 from blocklayer.protocols.memory import MemoryNode
 from tests.jobs.scenes import PATIENCE, Stage, content, stage, wait_end, wait_ready
@@ -215,3 +216,47 @@ def test_a_job_that_cannot_begin_fails_its_group() -> None:
         for job in made:
             wait_end(job)
         assert here.jobs.all() == []
+
+
+def test_an_unexpected_error_in_a_worker_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stage() as here:
+        source = MemoryNode(8 * MiB)
+        source.writev(0, [memoryview(b"a" * 8 * MiB)])
+        here.put("src", source)
+        here.put("dst", MemoryNode(8 * MiB))
+
+        def readv(offset: int, vector: Vector) -> None:
+            raise MemoryError("no buffer")
+
+        monkeypatch.setattr(source, "readv", readv)
+        job = mirror.start(
+            here.graph,
+            here.jobs,
+            device="src",
+            target="dst",
+            sync="full",
+            job_id="m",
+            buf_size=MiB,  # one worker
+        )
+        assert job.wait(PATIENCE)
+        assert job.error == "internal error: MemoryError: no buffer"
+
+
+def test_no_pivot_after_a_cancellation() -> None:
+    with stage() as here:
+        here.put("src", MemoryNode(8 * MiB))
+        here.put("dst", MemoryNode(8 * MiB))
+        with here.graph.open_disk("src", writable=True) as disk:
+            job = mirror.start(
+                here.graph, here.jobs, device="src", target="dst", sync="full", job_id="m"
+            )
+            wait_ready(job)
+            job.set_speed(GRANULE)
+            for offset in range(0, 8 * MiB, GRANULE):
+                disk.write(offset, b"x" * GRANULE)
+            job.cancel()
+            with pytest.raises(WrongState, match="The active block job 'm' cannot be completed"):
+                job.complete()
+            job.set_speed(0)
+            wait_end(job)
+            assert here.graph.name_of(disk.node) == "src"

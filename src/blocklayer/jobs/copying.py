@@ -347,6 +347,10 @@ class CopyingJob(Job):
             except Closed as error:
                 self._step_failed(step, IoFailed(READ, error))
                 return
+            except Exception as error:  # noted; the worker is needed still
+                self.unclaim(step)
+                self.set_failure(error)
+                return
 
     def copy_step(self, step: Step, buffer: bytearray) -> None:
         moved = Moved()
@@ -355,10 +359,6 @@ class CopyingJob(Job):
             self._caution = max(0, self._caution - 1)
         except IoFailed as failure:
             self._step_failed(step, failure)
-        except Exception as error:
-            self.unclaim(step)
-            self._failure = f"internal error: {type(error).__name__}: {error}"
-            raise
         finally:
             with self._counting:
                 self._moving -= step.length

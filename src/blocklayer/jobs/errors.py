@@ -26,4 +26,6 @@ def job_error(error: BaseException) -> str:
     """An error as jobs report it: the system's words for failed I/O, the whole message else."""
     if isinstance(error, IoError):
         return os.strerror(error.code)
-    return str(error)
+    if isinstance(error, BlocklayerError | OSError):
+        return str(error)
+    return f"internal error: {type(error).__name__}: {error}"

@@ -395,11 +395,9 @@ class Job:
             step()
         except JobCancelled:
             self.cancelled = True
-        except (BlocklayerError, OSError) as error:
-            self.error = self.error or job_error(error)
         except Exception as error:
-            # A mistake of ours must not look like success, nor end in silence.
-            self.error = self.error or f"internal error: {type(error).__name__}: {error}"
+            # Mistakes of ours as well: they must not look like success, nor end in silence.
+            self.error = self.error or job_error(error)
         return self.error is None and not self.cancelled
 
     def _pass_gates(self) -> bool:

@@ -76,7 +76,9 @@ class MirrorJob(CopyingJob):
         return True
 
     def check_completable(self) -> None:
-        """The node to replace must still be there."""
+        """Not after a cancellation; and the node to replace must still be there."""
+        if self._soft_cancel:
+            raise WrongState(f"The active block job '{self.id}' cannot be completed")
         name = self.options["replaces"]
         if name is not None and name not in self.graph:
             raise WrongState(f"Failed to find node with node-name='{name}'")

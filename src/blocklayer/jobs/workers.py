@@ -14,7 +14,8 @@ Step = TypeVar("Step")
 class Workers(Generic[Step]):
     """Runs `action(step, buffer)` in threads that are started when they are needed.
 
-    Not more steps are in flight than there are threads; each thread has a buffer of its own.
+    Not more steps are in flight than there are threads; each thread has a buffer of its own. The
+    action deals with its errors itself.
     """
 
     def __init__(
@@ -33,19 +34,19 @@ class Workers(Generic[Step]):
         """Hand out a step; waits until a thread is free."""
         with self._changed:
             self._changed.wait_for(lambda: len(self.in_flight) < self._count)
-            self.in_flight.add(step)
-            if len(self.in_flight) > len(self._threads):
+            if len(self.in_flight) >= len(self._threads):
                 self._start_thread()
+            self.in_flight.add(step)
         self._queue.put(step)
 
     def _start_thread(self) -> None:
         name = f"{self._name}-{len(self._threads)}"
-        thread = threading.Thread(target=self._serve, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _serve(self) -> None:
         buffer = bytearray(self._buffer_size)
+        thread = threading.Thread(target=self._serve, args=(buffer,), name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _serve(self, buffer: bytearray) -> None:
         while (step := self._queue.get()) is not None:
             try:
                 self._action(step, buffer)
