@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -260,3 +261,20 @@ def test_no_pivot_after_a_cancellation() -> None:
             job.set_speed(0)
             wait_end(job)
             assert here.graph.name_of(disk.node) == "src"
+
+
+@pytest.mark.parametrize("kind", [commit, stream])
+def test_the_backing_link_is_frozen_while_a_job_uses_it(tmp_path: Path, kind: ModuleType) -> None:
+    with stage() as here:
+        make_chain(here, tmp_path)
+        job = kind.start(here.graph, here.jobs, device="top", job_id="j", speed=1)
+        file = {"driver": "file", "filename": str(tmp_path / "top.qed")}
+        text = "Cannot change frozen 'backing' link from 'top' to 'base'"
+        with pytest.raises(BlocklayerError, match=text):
+            here.graph.reopen(
+                [{"driver": "qed", "node-name": "top", "backing": None, "file": file}]
+            )
+        top, base = here.graph.find("top"), here.graph.find("base")
+        assert here.graph.backing_chain(top) == [top, base]
+        job.cancel(force=True)
+        wait_end(job)

@@ -533,6 +533,7 @@ class Graph:
             if isinstance(wanted, dict):
                 raise InvalidArgument("The backing node must be given by its name or be null")
             if below is not entry.node.backing:
+                self._require_free_backing(entry, entry.node)
                 backing = [below]
         known.pop("backing", None)
         for key, value in options.items():
@@ -543,6 +544,15 @@ class Graph:
         if settings.read_only and any(WRITE in use.needs for use in self.uses(entry.node)):
             raise InvalidArgument(f"Block node is read-only: '{entry.name}' is written to")
         return entry, settings.replace(options=entry.settings.options), backing
+
+    def _require_free_backing(self, entry: Entry, overlay: FormatNode) -> None:
+        """Jobs that work with an image rely on what lies below it."""
+        if entry.blocked and overlay.backing is not None:
+            below = self.name_of(overlay.backing)
+            raise InvalidArgument(
+                f"Cannot change frozen 'backing' link from '{entry.name}' to '{below}'"
+            )
+        self.require_unblocked(overlay)
 
     def _names_child(self, node: Node, role: str, value: object) -> bool:
         return any(
