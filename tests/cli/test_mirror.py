@@ -73,21 +73,71 @@ def test_failures_leave_nothing(tmp_path: Path, source: Path) -> None:
     done = blk("mirror", "-n", source, tmp_path / "small")
     assert done.stderr == "blk: Source and target image have different sizes\n"
     assert (tmp_path / "small").exists()
+    before = source.read_bytes()
+    done = blk("mirror", source, source)
+    wanted = f"blk: '{source}' is part of the source and cannot be the target\n"
+    assert (done.returncode, done.stderr) == (1, wanted)
+    assert source.read_bytes() == before
     done = blk("mirror", source)
     assert (done.returncode, done.stderr) == (1, "blk: Expecting a source and a target\n")
+
+
+def in_little_space(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """No file may become larger than three quarters of a megabyte."""
+    code = (
+        "import resource, sys; from blocklayer.cli.main import main;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (768 << 10, 768 << 10)); sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_failed_writes_are_told_as_convert_tells_them(
+    tmp_path: Path, source: Path, made: bool
+) -> None:
+    target = tmp_path / "target"
+    if not made:
+        blocklayer.create(target, format="qed", size=SIZE)
+    words = ["mirror", *([] if made else ["-n"]), "-O", "qed", source, target]
+    done = in_little_space(*words)
+    assert done.returncode == 1
+    state = (
+        f"'{target}' was not complete, and has been removed"
+        if made
+        else f"'{target}' holds a part of the copy only: do not use it"
+    )
+    assert target.exists() is not made
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"blk: write failed on '{target}' at offset ")
+    assert first.endswith(": File too large")
+    assert second == state
+    error = json.loads(in_little_space(*words, "--output=json").stderr)["error"]
+    assert error.pop("offset") > 0
+    assert error.pop("length") > 0
+    assert error.pop("message").startswith("write failed on")
+    assert error == {
+        "class": "IoError",
+        "code": "EFBIG",
+        "file": str(target),
+        "operation": "write",
+        "hint": state,
+        "exit-code": 1,
+    }
 
 
 def test_interrupted(tmp_path: Path, source: Path) -> None:
     target = tmp_path / "target"
     words = ["mirror", "-r", "100k", str(source), str(target)]
-    process = subprocess.Popen([*BLK, *words], stderr=subprocess.PIPE)
+    process = subprocess.Popen([*BLK, *words], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 20
     while not target.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.5)
     process.send_signal(2)
-    process.communicate(timeout=20)
+    _, said = process.communicate(timeout=20)
     assert process.returncode == 130
+    assert said == f"blk: interrupted\n'{target}' was not complete, and has been removed\n"
     assert not target.exists()
 
 

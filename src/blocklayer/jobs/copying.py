@@ -264,6 +264,7 @@ class CopyingJob(Job):
     def set_failure(self, error: Exception) -> None:
         """The job fails; the first reason counts."""
         self._failure = self._failure or job_error(error)
+        self.cause = self.cause or error
         self.engine.stopped = True
         self.fail_soon()
 

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import TYPE_CHECKING, Any
 
-from blocklayer.base.errors import BlocklayerError, Cancelled
+from blocklayer.base.errors import BlocklayerError, Cancelled, InvalidArgument
 from blocklayer.base.progress import CancelToken, Progress, ProgressCallback
 from blocklayer.base.record import Record
 from blocklayer.core.graph import Graph
 from blocklayer.core.graph_options import Settings
-from blocklayer.core.opening import FilenameLike, Opener, OpenFlags, cache_mode, path_of
+from blocklayer.core.opening import FilenameLike, Opener, OpenFlags, cache_mode, is_export, path_of
 from blocklayer.jobs import mirror
+from blocklayer.jobs.copying import CopyFailed
 from blocklayer.jobs.manager import Jobs
+from blocklayer.ops.convert import refuse_part_of
 from blocklayer.ops.create import create, remove
+from blocklayer.ops.told import tell_of_target
 
 if TYPE_CHECKING:
     from blocklayer.jobs.job import Job
@@ -22,7 +27,7 @@ LOOK_SECONDS = 0.1
 
 
 class MirrorFailed(BlocklayerError, eq=False):
-    """The job has failed; the message is what it reports."""
+    """The job has failed in a way that has no error of its own; the message is its report."""
 
 
 class MirrorResult(Record):
@@ -59,14 +64,16 @@ def mirror_images(
     sync     ``full``, or ``top``: only what the source's own layer holds
     discard  ``unmap`` (default) or ``ignore``: whether zeroes may take space of a target away
 
-    Raises `CreateError`, `OpenError`, `InvalidArgument`, `MirrorFailed`, `Cancelled`.
+    Raises `CreateError`, `OpenError`, `InvalidArgument`, `IoError`, `MirrorFailed`, `Cancelled`.
     """
+    make = make and not is_export(target)  # as on a device, there is something already
     graph, jobs = Graph(), Jobs()
-    done, made = False, False
+    begun = made = False
     try:
         flags = OpenFlags(cache=cache_mode(source_cache, "source cache"), force_share=force_share)
         node = graph.add_node(Opener(flags).open_name(source, source_format), "source")
         if make:
+            refuse_part_of(node, target)
             create(path_of(target), format=format, size=node.size, **(options or {}))
             made = True
         flags = OpenFlags(read_only=False, cache=cache_mode(cache))
@@ -85,16 +92,27 @@ def mirror_images(
             speed=speed,
             target_is_zero=target_is_zero,
         )
+        begun = True
         _follow(job, progress, cancel)
-        done = True
+        _end(graph, jobs)
         return MirrorResult(opened.size, job.current)
-    finally:
-        jobs.end_all()
-        try:
-            graph.close()
-        finally:
-            if made and not done:
-                remove(path_of(target))
+    except BaseException as error:
+        with contextlib.suppress(BlocklayerError):
+            _end(graph, jobs)
+        if made:
+            remove(path_of(target))
+        if begun and not isinstance(error, InvalidArgument):
+            tell_of_target(error, _shown(target))
+        raise
+
+
+def _end(graph: Graph, jobs: Jobs) -> None:
+    jobs.end_all()
+    graph.close()
+
+
+def _shown(target: FilenameLike) -> str:
+    return "The target" if isinstance(target, dict) else os.fspath(target)
 
 
 def _follow(job: Job, progress: ProgressCallback | None, cancel: CancelToken | None) -> None:
@@ -111,6 +129,8 @@ def _follow(job: Job, progress: ProgressCallback | None, cancel: CancelToken | N
         job.cancel()
         job.wait()
     if job.error is not None:
-        raise MirrorFailed(job.error)
+        if isinstance(job.cause, BlocklayerError) and not isinstance(job.cause, CopyFailed):
+            raise job.cause  # it knows the file, and where in it
+        raise MirrorFailed(job.error) from job.cause
     if progress is not None:
         progress(Progress("mirror", max(job.current, 1), max(job.current, 1)))

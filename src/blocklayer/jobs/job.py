@@ -55,6 +55,8 @@ class Job:
         self.id = job_id
         self.status = states.UNDEFINED
         self.error: str | None = None
+        self.cause: Exception | None = None
+        """What `error` tells of."""
         self.auto_finalize = auto_finalize
         self.auto_dismiss = auto_dismiss
         self.io_status = "ok"
@@ -398,6 +400,7 @@ class Job:
         except Exception as error:
             # Mistakes of ours as well: they must not look like success, nor end in silence.
             self.error = self.error or job_error(error)
+            self.cause = self.cause or error
         return self.error is None and not self.cancelled
 
     def _pass_gates(self) -> bool:

@@ -20,7 +20,7 @@ from blocklayer.core.copy import (
     copy,
 )
 from blocklayer.core.disk import Disk
-from blocklayer.core.node import FormatNode
+from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.opening import FilenameLike, is_export, is_file_of, path_of
 from blocklayer.ops.create import create as create_image
 from blocklayer.ops.create import find_driver, remove
@@ -364,11 +364,16 @@ def _create_target(
 
 def refuse_same_file(disks: list[Disk], target: FilenameLike) -> None:
     """Creating the target would empty a source before it is read."""
+    for disk in disks:
+        refuse_part_of(disk.node, target)
+
+
+def refuse_part_of(source: Node, target: FilenameLike) -> None:
+    """The same for one source, as a node. Raises `InvalidArgument`."""
     if isinstance(target, dict):
         return
     name = path_of(target)
-    for disk in disks:
-        for node in leaves(disk.node):
-            # The file that is open is meant: its name may be another one's by now.
-            if is_file_of(node, name):
-                raise InvalidArgument(f"'{name}' is part of the source and cannot be the target")
+    for node in leaves(source):
+        # The file that is open is meant: its name may be another one's by now.
+        if is_file_of(node, name):
+            raise InvalidArgument(f"'{name}' is part of the source and cannot be the target")
