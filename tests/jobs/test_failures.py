@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 import blocklayer
+from blocklayer.base.align import align_up
 from blocklayer.base.buffers import Vector
 from blocklayer.base.errors import BlocklayerError, IoError
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import Node
 from blocklayer.jobs import backup, commit, copying, mirror, stream
+from blocklayer.jobs.backup import BackupJob
 from blocklayer.jobs.errors import WrongState
 from blocklayer.jobs.transaction import JobTransaction
 from blocklayer.protocols.memory import MemoryNode
@@ -278,3 +282,103 @@ def test_the_backing_link_is_frozen_while_a_job_uses_it(tmp_path: Path, kind: Mo
         assert here.graph.backing_chain(top) == [top, base]
         job.cancel(force=True)
         wait_end(job)
+
+
+@pytest.mark.parametrize("verb", ["pause", "cancel"])
+def test_verbs_while_a_job_enters(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    real = BackupJob.enter
+
+    def enter(job: BackupJob) -> None:
+        other = threading.Thread(target=getattr(job, verb))  # another monitor
+        other.start()
+        other.join(PATIENCE)
+        real(job)
+
+    monkeypatch.setattr(BackupJob, "enter", enter)
+    with stage() as here:
+        for name in ("src", "dst"):
+            here.put(name, MemoryNode(MiB))
+        job = backup.start(
+            here.graph, here.jobs, device="src", target="dst", sync="full", job_id="j"
+        )
+        if verb == "pause":
+            assert job.wait_for_status("paused", timeout=PATIENCE) == "paused"
+            job.resume()
+        wait_end(job)
+        assert job.error == ("Operation canceled" if verb == "cancel" else None)
+        assert sorted(here.graph.names) == ["dst", "src"]
+        here.graph.require_unblocked("src")
+        here.graph.require_unblocked("dst")
+
+
+def test_a_target_known_as_zero_while_a_guest_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = BackupJob.target_reads_as_zero
+    with stage() as here:
+        source, target = MemoryNode(MiB), MemoryNode(MiB)
+        source.writev(0, [memoryview(b"old" * (MiB // 4))])
+        before = content(source)
+        here.put("src", source)
+        here.put("dst", target)
+        with here.graph.open_disk("src", writable=True) as disk:
+
+            def answer(job: BackupJob) -> bool:
+                found = real(job)
+                disk.write_zeroes(0, 100)  # copies what was there before
+                return found
+
+            monkeypatch.setattr(BackupJob, "target_reads_as_zero", answer)
+            job = backup.start(
+                here.graph, here.jobs, device="src", target="dst", sync="full", job_id="j"
+            )
+            wait_end(job)
+            assert job.engine.zero.count == MiB - align_up(3 * (MiB // 4), GRANULE)
+        assert content(target) == before
+
+
+def test_a_cancellation_at_the_last_gate_waits_for_the_group() -> None:
+    with stage() as here:
+        group, go_on, made = JobTransaction(), threading.Event(), []
+        for number in range(2):
+            names = f"s{number}", f"t{number}"
+            for name in names:
+                here.put(name, MemoryNode(MiB))
+        with here.graph.open_disk("s0", writable=True) as disk:
+            bitmap = disk.add_bitmap("bm", GRANULE)
+            disk.write(0, b"x" * GRANULE)
+            with_bitmap: dict[str, Any] = {"sync": "incremental", "bitmap": "bm"}
+            for number, options in enumerate((with_bitmap, {"sync": "full"})):
+                names = f"s{number}", f"t{number}"
+                job = backup.start(
+                    here.graph,
+                    here.jobs,
+                    device=names[0],
+                    target=names[1],
+                    job_id=f"j{number}",
+                    transaction=group,
+                    **options,
+                )
+                made.append(job)
+            one, other = made
+            prepared = threading.Event()
+
+            def fail() -> None:
+                assert go_on.wait(PATIENCE)
+                raise IoError("as told", "t1", errno.EIO, "flush")
+
+            def prepare() -> None:
+                BackupJob.prepare(one)
+                prepared.set()
+
+            one.prepare, other.prepare = prepare, fail  # type: ignore[method-assign]
+            one.start()
+            other.start()
+            assert prepared.wait(PATIENCE)
+            while one.block_info()["busy"]:
+                time.sleep(0.001)
+            one.cancel(force=True)
+            assert not one.wait(0.02)
+            go_on.set()
+            wait_end(one)
+            wait_end(other)
+            assert (one.error, other.error) == ("Operation canceled", "Input/output error")
+            assert bitmap.count == GRANULE

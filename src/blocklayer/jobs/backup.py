@@ -75,9 +75,6 @@ class BackupJob(CopyingJob):
 
     def enter(self) -> None:
         """The moment that is kept: the bitmap is taken, and everything after it is new."""
-        is_full, punching = self.options["sync"] == "full", self.target.detect_zeroes == "unmap"
-        if is_full and not punching and self.target_reads_as_zero():
-            self.engine.zero.set(0, self.engine.size)
         with self.graph.drained(self.source):
             super().enter()  # what may fail comes first
             sync, bitmap = self.options["sync"], self.options["bitmap_object"]
@@ -125,6 +122,9 @@ class BackupJob(CopyingJob):
                 self.sleep(1, self.has_failed)
         if sync == "top":
             self._leave_out_backing()
+        punching = self.target.detect_zeroes == "unmap"
+        if sync == "full" and not punching and self.target_reads_as_zero():
+            self.engine.know_dirty_as_zero()
         self.copy_all()
         self.flush_target()
 

@@ -89,6 +89,7 @@ class CopyingJob(Job):
         self._counting = threading.Lock()
         self._filter: JobFilter | None = None
         self._entered = False
+        self._entering = True
         common = ("speed", "auto_finalize", "auto_dismiss", "transaction")
         super().__init__(jobs, job_id, **{name: options[name] for name in common})
         try:
@@ -96,6 +97,8 @@ class CopyingJob(Job):
         except BaseException:
             self.fail_early()
             raise
+        with self.changed:
+            self._entering = False
 
     @property
     def busy(self) -> str:
@@ -141,20 +144,8 @@ class CopyingJob(Job):
         """What shall stand above the source while the job runs, if anything."""
         return None
 
-    def start(self) -> None:
-        """Begin: from now on the job sees what is written."""
-        with self.changed:
-            if self.status != "created":  # cancelled with its group
-                return
-        try:
-            self.enter()
-        except BaseException:
-            self.fail_early()
-            raise
-        super().start()
-
     def enter(self) -> None:
-        """Put the filter in."""
+        """Put the filter in: from now on the job sees what is written."""
         node = self._filter
         if node is not None:
             self.graph.insert_filter(node, self.source, self.options["filter_node_name"])
@@ -219,7 +210,7 @@ class CopyingJob(Job):
             engine.dirty.set(0, engine.size)
 
     def target_reads_as_zero(self) -> bool:
-        """Asked once, before any guest waits for it."""
+        """Asked once, before anything is copied in the background."""
         node = self.target.node
         for batch in row_batches(node, 0, node.size):
             if not all(row[3] for row in batch):

@@ -39,6 +39,8 @@ class Job:
     type: ClassVar[str] = ""
     is_block_job: ClassVar[bool] = True
     can_complete: ClassVar[bool] = False
+    _entering = False
+    """A thread is setting it up: who cancels it now leaves the rest to that thread."""
 
     def __init__(
         self,
@@ -145,8 +147,16 @@ class Job:
         with self.changed:
             if self.status != states.CREATED:  # cancelled with its group
                 return
-            self.transition(states.RUNNING)
-        threading.Thread(target=self._live, name=f"blocklayer-{self.id}", daemon=True).start()
+            self._entering = True
+        thread = threading.Thread(target=self._live, name=f"blocklayer-{self.id}", daemon=True)
+        try:
+            self.enter()
+            with self.changed:
+                thread.start()
+                self.transition(states.RUNNING)  # before the thread, which needs the lock first
+        except BaseException:
+            self.fail_early()
+            raise
 
     def pause(self) -> None:
         """Stop at the next pause point, until `resume`."""
@@ -173,7 +183,7 @@ class Job:
             self._require("cancel")
             if self._user_paused and not force:
                 raise WrongState(f"The block job for device '{self.id}' is currently paused")
-            if self.status == states.CREATED:
+            if self.status == states.CREATED and not self._entering:
                 self._abandon()
             elif not (self.ready and not force and self.cancel_softly()):
                 self.cancelled = True
@@ -186,7 +196,7 @@ class Job:
 
     def cancel_with_group(self) -> None:
         """Another job of its transaction has failed. Lock held."""
-        if self.status == states.CREATED:
+        if self.status == states.CREATED and not self._entering:
             self._abandon()
         elif self.status not in (states.ABORTING, states.CONCLUDED, states.NULL):
             self.cancelled = True
@@ -246,6 +256,9 @@ class Job:
             )
 
     # --- for the job's own work -----------------------------------------------------------------
+
+    def enter(self) -> None:
+        """The job begins: in the thread of who starts it. What raises is undone with `abort`."""
 
     def run(self) -> None:
         """Do the work. Raises `JobCancelled`, or what has gone wrong."""
@@ -382,7 +395,9 @@ class Job:
 
     def _live(self) -> None:
         try:
-            if self._try(self.run) and self._pass_gates():
+            with self.changed:
+                wanted = not self.cancelled
+            if wanted and self._try(self.run) and self._pass_gates():
                 self._succeed()
             else:
                 self._fail()
@@ -424,15 +439,16 @@ class Job:
         if not self._try(self.prepare):
             return False
         with self.changed:
-            self._wait_at("prepared")
             # Too late for a cancellation of this one alone: its result is real.
+            self._wait_at("prepared", cancellable=False)
             return not group.failed
 
-    def _wait_at(self, gate: str) -> None:
-        self._transaction.arrive(gate, self)
+    def _wait_at(self, gate: str, *, cancellable: bool = True) -> None:
+        group = self._transaction
+        group.arrive(gate, self)
         self.changed.notify_all()
         self._at_rest = True
-        self.changed.wait_for(lambda: self._transaction.is_open(gate) or self.cancelled)
+        self.changed.wait_for(lambda: group.is_open(gate) or (cancellable and self.cancelled))
         self._at_rest = False
 
     def _may_go_on(self) -> bool:
@@ -461,7 +477,7 @@ class Job:
         self._try(self.clean)
         with self.changed:
             if cancelled and self.error is None:
-                self.error = "Operation canceled" if not self.is_block_job else None
+                self.error = "Operation canceled"
                 self.emit_block("BLOCK_JOB_CANCELLED")
             else:
                 self.emit_block("BLOCK_JOB_COMPLETED", error=self.error)

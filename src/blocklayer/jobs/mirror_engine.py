@@ -177,6 +177,18 @@ class Engine:
         if start < offset + length:
             yield start, offset + length - start, zero
 
+    def know_dirty_as_zero(self) -> None:
+        """The target was found to read as zeroes: so it does where nothing was copied since.
+
+        For jobs that unmark what they have copied.
+        """
+        everything = self._whole(0, self.size)
+        self._ranges.run([everything], self._know_dirty_as_zero)
+
+    def _know_dirty_as_zero(self) -> None:
+        for offset, length in self.dirty.runs():
+            self.zero.set(offset, length)
+
     def read_source(self, offset: int, view: memoryview) -> None:
         """Raises `IoFailed`."""
         try:
