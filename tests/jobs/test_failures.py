@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -382,3 +383,69 @@ def test_a_cancellation_at_the_last_gate_waits_for_the_group() -> None:
             wait_end(other)
             assert (one.error, other.error) == ("Operation canceled", "Input/output error")
             assert bitmap.count == GRANULE
+
+
+def test_what_was_written_while_a_mirror_was_pending_is_copied_before_guests_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mirror, "REST_BYTES", MiB)
+    with stage() as here:
+        target = MemoryNode(8 * MiB)
+        here.put("src", MemoryNode(8 * MiB))
+        here.put("dst", target)
+        with here.graph.open_disk("src", writable=True) as disk:
+            job = mirror.start(
+                here.graph,
+                here.jobs,
+                device="src",
+                target="dst",
+                sync="full",
+                job_id="m",
+                auto_finalize=False,
+            )
+            wait_ready(job)
+            job.complete()
+            assert job.wait_for_status("pending", timeout=PATIENCE) == "pending"
+            disk.write(0, b"x" * 8 * MiB)
+            left: list[int] = []
+            real = here.graph.drained
+
+            def drained(*nodes: Node) -> AbstractContextManager[None]:
+                left.append(job.engine.dirty.count)
+                return real(*nodes)
+
+            monkeypatch.setattr(here.graph, "drained", drained)
+            job.finalize()
+            wait_end(job)
+            assert left
+            assert left[0] <= MiB
+            assert content(target) == b"x" * 8 * MiB
+
+
+def test_a_pending_mirror_is_not_stopped_by_an_error() -> None:
+    with stage() as here:
+        failing = Failing(MemoryNode(MiB))
+        here.put("src", failing)
+        here.put("dst", MemoryNode(MiB))
+        with here.graph.open_disk("src", writable=True) as disk:
+            job = mirror.start(
+                here.graph,
+                here.jobs,
+                device="src",
+                target="dst",
+                sync="full",
+                job_id="m",
+                on_source_error="stop",
+                auto_finalize=False,
+            )
+            wait_ready(job)
+            job.complete()
+            assert job.wait_for_status("pending", timeout=PATIENCE) == "pending"
+            disk.write(0, b"x" * MiB)
+            failing.times["read"] = 1
+            job.finalize()
+            wait_end(job)
+            assert job.error == "Input/output error"
+            assert here.graph.name_of(disk.node) == "src"
+        errors = [data for name, data in here.events if name == "BLOCK_JOB_ERROR"]
+        assert errors == [{"device": "m", "operation": "read", "action": "report"}]

@@ -368,6 +368,8 @@ class Job:
         if policy in (ENOSPC, AUTO):
             action = STOP if error.errno == errno.ENOSPC else REPORT
         with self.changed:
+            if action == STOP and self.status not in states.VERBS["resume"]:
+                action = REPORT  # it is about to end: nobody could resume it
             if action == STOP and not self.cancelled:
                 self._user_paused = True
                 if self.io_status == "ok":

@@ -14,6 +14,7 @@ target is a copy of that moment.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.align import is_power_of_two
@@ -21,7 +22,7 @@ from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.units import MiB
 from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.node import FormatNode
-from blocklayer.jobs.copying import REST_BYTES, CopyFailed, CopyingJob
+from blocklayer.jobs.copying import REST_BYTES, CopyFailed, CopyingJob, Step
 from blocklayer.jobs.errors import JobCancelled, WrongState
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.mirror_filter import MirrorFilter
@@ -42,7 +43,7 @@ IDLE_SECONDS = 0.1
 REST_SECONDS_MAX = 1.0
 
 RETRIES_MAX = 10
-"""Errors while guests wait for the switch, after which they are let go."""
+"""Errors on the way to the switch, after which guests are let go."""
 
 ROUNDS_MAX = 10
 """Guests that write faster than the copier will not wait for each other for ever."""
@@ -143,20 +144,31 @@ class MirrorJob(CopyingJob):
     def prepare(self) -> None:
         """While nobody writes: copy the rest, and move everybody to the target, or let them go."""
         assert self._filter is not None
+        self._catch_up()
         with self.graph.drained(self._filter):
             self._workers.drain()
-            self._copy_rest()
+            self._copy_while(self.copy_step, lambda: not self.engine.dirty.is_empty)
             self.flush_rest()
             if self.completing:
                 self.pivot()
             else:
                 self.leave()
 
-    def _copy_rest(self) -> None:
-        """Guests wait: errors that are to be ignored, or to be waited out, are soon too many."""
+    def _catch_up(self) -> None:
+        """The job may have waited long for others: most of what was written since, guests in."""
+        self._passes = 0
+        self._copy_while(
+            self._take_step,
+            lambda: self._passes < ROUNDS_MAX and self.engine.dirty.count > REST_BYTES,
+        )
+
+    def _copy_while(
+        self, take: Callable[[Step, bytearray], None], wanted: Callable[[], bool]
+    ) -> None:
+        """Others wait, so errors that are to be ignored are soon too many."""
         buffer = bytearray(self._step_bytes)
         failures = self.failures
-        while not self.engine.dirty.is_empty:
+        while wanted():
             if self.cancelled:
                 raise JobCancelled
             self.raise_failure()
@@ -164,7 +176,7 @@ class MirrorJob(CopyingJob):
                 raise CopyFailed(self.last_failure)
             step = self.next_step()
             if step is not None:
-                self.copy_step(step, buffer)
+                take(step, buffer)
         self.raise_failure()
 
     def pivot(self) -> None:
