@@ -65,6 +65,8 @@ def test_errors_of_the_system() -> None:
         "write failed on 'a file' at offset 10, length 20: No space left on device"
     )
     assert error.reason == os_reason(error) == os_reason(cause) == "No space left on device"
+    error = IoError.from_os(cause, "resize", "a file", 10)
+    assert str(error).startswith("resize failed on 'a file' at offset 10: ")
     assert str(IoError.from_os(OSError("odd"), "flush", "f")) == "flush failed on 'f': odd"
     assert IoError.from_os(OSError("odd"), "flush", "f").errno == errno.EIO
     assert OpenError("x", "f", errno.ENOENT).errno == errno.ENOENT

@@ -104,7 +104,7 @@ def test_output_that_cannot_be_written(image: Path) -> None:
             [*BLK, "info", str(image)], stdout=full, stderr=subprocess.PIPE, check=False
         )
     assert done.returncode == 1
-    assert done.stderr == b"blk: No space left on device\n"
+    assert done.stderr == b"blk: stdout: No space left on device\n"
 
 
 def test_closed_streams(image: Path) -> None:

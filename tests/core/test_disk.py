@@ -6,6 +6,8 @@ from __future__ import annotations
 import array
 import errno
 import gc
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -243,6 +245,18 @@ def test_a_forgotten_disk_is_closed_with_a_warning(tmp_path: Path) -> None:
     with pytest.warns(ResourceWarning, match="unclosed disk"):
         forget()
     assert path.read_bytes()[:1] == b"x"
+
+
+def test_a_forgotten_disk_is_closed_where_warnings_are_errors(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    blocklayer.create(path, format="qed", size=SIZE)
+    code = "import blocklayer, sys; blocklayer.open(sys.argv[1], mode='r+').write(0, b'x')"
+    words = [sys.executable, "-W", "error::ResourceWarning", "-c", code, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert "unclosed disk" in done.stderr
+    with blocklayer.open(path) as disk:
+        assert disk.read(0, 1) == b"x"
+    assert blocklayer.check(path).clean
 
 
 # --- durability ---

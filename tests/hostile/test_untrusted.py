@@ -384,6 +384,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     good, bad = overlays(folder, [b"base", b"../\x1b[2Jsecret"])
     assert main(["compare", "--untrusted", str(good), str(good)]) == 0
+    assert main(["info", "--untrusted=/nonexistent", str(good)]) == 1
     assert main(["compare", "--untrusted", str(bad), str(good)]) == 2
     assert "lies outside the folder" in capsys.readouterr().err
     assert main(["info", "--untrusted", str(bad)]) == 0

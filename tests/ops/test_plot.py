@@ -315,7 +315,7 @@ def test_what_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(Cancelled):
         blocklayer.plot(path, tmp_path / "map.svg", cancel=token)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(NotSupported, match=r"pip install 'blocklayer\[plot\]'"):
+    with pytest.raises(NotSupported, match="pip install matplotlib"):
         blocklayer.plot(path, tmp_path / "map.svg")
     assert sorted(os.listdir(tmp_path)) == before
 

@@ -187,7 +187,8 @@ class IoError(_OnFile, eq=False):
         return os.strerror(self.code)
 
     def __str__(self) -> str:
-        where = f" at offset {self.offset}, length {self.length}" if self.offset >= 0 else ""
+        where = f" at offset {self.offset}" if self.offset >= 0 else ""
+        where += f", length {self.length}" if where and self.length >= 0 else ""
         return f"{self.operation} failed on '{self.filename}'{where}: {self.message}"
 
     @classmethod

@@ -79,7 +79,7 @@ def run(arguments: Arguments) -> int:
         import msgspec  # noqa: F401 -- said once, for people, and not from the depth of an import
     except ImportError:
         raise Failure(
-            "the daemon needs the package 'msgspec': pip install 'blocklayer[daemon]'"
+            "the daemon needs the package 'msgspec', which is not installed: pip install msgspec"
         ) from None
     from blocklayer.cli import daemon_help, daemon_run
 

@@ -8,6 +8,7 @@ the output any more.
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 
@@ -15,6 +16,10 @@ from blocklayer.cli.failures import Failure, Interrupted, UsageError
 from blocklayer.cli.getopt import BadOption, Option, getopt
 from blocklayer.cli.output import asks_for_json, complain, report, speak_json, speaks_json
 from blocklayer.cli.parsing import Arguments, Command, parse, usage_error
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
 
 COMMANDS = {
     "amend": ("blocklayer.cli.amend", "change options that an image was created with"),
@@ -93,6 +98,32 @@ def _prepare_streams() -> None:
             setattr(sys, name, stream)
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")
+    _name_stdout()
+
+
+class _Output(io.FileIO):
+    """Its errors tell that it is the output which cannot be written."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = "stdout"
+            raise
+
+
+def _name_stdout() -> None:
+    stream = sys.stdout
+    if stream is not sys.__stdout__ or not isinstance(stream, io.TextIOWrapper):
+        return
+    output = _Output(stream.fileno(), "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        output if stream.write_through else io.BufferedWriter(output),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _run(argv: list[str]) -> int:

@@ -7,6 +7,7 @@ An option may be repeated: for most the last one counts, `-o` accumulates. How l
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from blocklayer.cli.failures import Failure, UsageError
@@ -226,7 +227,10 @@ def trust_argument(arguments: Arguments) -> Trust | None:
     from blocklayer.core.trust import Trust
 
     limits = dict(pair for text in arguments.all("allow") for pair in split_options(text))
-    return Trust.from_options(limits, arguments.last("untrusted") or None)
+    folder = arguments.last("untrusted") or None
+    if folder is not None and not os.path.isdir(folder):
+        raise Failure(f"--untrusted={folder}: there is no such directory")
+    return Trust.from_options(limits, folder)
 
 
 def wants_json(arguments: Arguments) -> bool:

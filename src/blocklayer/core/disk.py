@@ -794,5 +794,7 @@ class Disk:
 
     def __del__(self) -> None:
         if getattr(self, "_open", False) and self._owns_node:
-            warnings.warn(f"unclosed disk {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:  # where warnings are errors as well
+                warnings.warn(f"unclosed disk {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                self.close()

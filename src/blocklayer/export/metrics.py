@@ -65,7 +65,8 @@ def serve_metrics(server: NbdServer, host: str, port: int) -> Iterator[int]:
         from prometheus_client import CollectorRegistry, start_http_server
     except ImportError:
         raise NotSupported(
-            "Metrics need the package prometheus-client: install blocklayer[metrics]"
+            "Metrics need the package prometheus-client, which is not installed:"
+            " pip install prometheus-client"
         ) from None
     registry = CollectorRegistry()
     registry.register(_Collector(server))

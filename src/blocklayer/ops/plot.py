@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A picture of an image: what its disk holds, in which layer, and how it lies in the files.
 
-Drawn by matplotlib, which is an optional dependency: ``pip install 'blocklayer[plot]'``. Above, the
-disk runs in rows from left to right; below, a diagram for each file tells where in it the bytes of
-the disk are: a straight line rises where they lie in order, and breaks where they do not.
+Drawn by matplotlib, which is an optional dependency (the extra ``plot``). Above, the disk runs in
+rows from left to right; below, a diagram for each file tells where in it the bytes of the disk are:
+a straight line rises where they lie in order, and breaks where they do not.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _require_library() -> None:
         import matplotlib  # noqa: F401 -- to know whether it is there
     except ImportError:
         raise NotSupported(
-            "Drawing needs matplotlib, which is not installed: pip install 'blocklayer[plot]'"
+            "Drawing needs matplotlib, which is not installed: pip install matplotlib"
         ) from None
 
 
