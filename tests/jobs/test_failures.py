@@ -449,3 +449,34 @@ def test_a_pending_mirror_is_not_stopped_by_an_error() -> None:
             assert here.graph.name_of(disk.node) == "src"
         errors = [data for name, data in here.events if name == "BLOCK_JOB_ERROR"]
         assert errors == [{"device": "m", "operation": "read", "action": "report"}]
+
+
+def test_a_backup_leaves_nothing_out_after_ignored_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "RETRY_SECONDS", 0.001)
+    with stage() as here:
+        source, target, failures = MemoryNode(MiB), MemoryNode(MiB), [20]
+        source.writev(0, [memoryview(b"x" * MiB)])
+        real = source.readv
+
+        def readv(offset: int, vector: Vector) -> None:
+            if offset < GRANULE and failures[0]:
+                failures[0] -= 1
+                raise IoError("as told", "src", errno.EIO, "read")
+            real(offset, vector)
+
+        monkeypatch.setattr(source, "readv", readv)
+        here.put("src", source)
+        here.put("dst", target)
+        job = backup.start(
+            here.graph,
+            here.jobs,
+            device="src",
+            target="dst",
+            sync="full",
+            job_id="j",
+            on_source_error="ignore",
+        )
+        wait_end(job)
+        assert job.error is None
+        assert failures == [0]
+        assert content(target) == b"x" * MiB

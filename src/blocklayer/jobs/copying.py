@@ -53,12 +53,6 @@ CAUTION_MAX = 12
 RETRY_SECONDS = 0.05
 """Rest after an error that is to be ignored."""
 
-REST_BYTES = 16 * MiB
-"""What may be left to copy while nobody can write: a moment's work."""
-
-PASSES_MAX = 3
-"""A disk that is written to all the time is never quite clean: then little enough is enough."""
-
 
 class CopyingJob(Job):
     """Base of mirror, backup and commit.
@@ -221,7 +215,7 @@ class CopyingJob(Job):
     # --- doing it -------------------------------------------------------------------------------
 
     def copy_all(self) -> None:
-        """Copy until nothing is dirty, or hardly anything while guests go on writing.
+        """Copy until nothing is dirty, or `has_done_enough`.
 
         Raises `JobCancelled`, and what went wrong.
         """
@@ -241,8 +235,8 @@ class CopyingJob(Job):
                 return
 
     def has_done_enough(self) -> bool:
-        """Whether guests who go on writing are not worth another pass over the disk now."""
-        return self._passes >= PASSES_MAX and self.engine.dirty.count <= REST_BYTES
+        """Whether what is still dirty may be left: only to a `prepare` that copies it."""
+        return False
 
     def at_rest(self) -> None:
         """Nothing is in flight while the job rests."""

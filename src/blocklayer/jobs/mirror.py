@@ -22,7 +22,7 @@ from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.units import MiB
 from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.node import FormatNode
-from blocklayer.jobs.copying import REST_BYTES, CopyFailed, CopyingJob, Step
+from blocklayer.jobs.copying import CopyFailed, CopyingJob, Step
 from blocklayer.jobs.errors import JobCancelled, WrongState
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.mirror_filter import MirrorFilter
@@ -41,6 +41,12 @@ IDLE_SECONDS = 0.1
 """How long guests' writes collect before a mirror that is ready copies them."""
 
 REST_SECONDS_MAX = 1.0
+
+REST_BYTES = 16 * MiB
+"""What may be left to copy while nobody can write: a moment's work."""
+
+PASSES_MAX = 3
+"""A disk that is written to all the time is never quite clean: then little enough is enough."""
 
 RETRIES_MAX = 10
 """Errors on the way to the switch, after which guests are let go."""
@@ -121,10 +127,13 @@ class MirrorJob(CopyingJob):
                 self.sleep(rest, lambda: self.completing or self._soft_cancel)
 
     def has_done_enough(self) -> bool:
-        """Keeping up with guests means a pass over what they have written, and a rest."""
+        """Keeping up with guests means a pass over what they have written, and a rest.
+
+        What is left in the end is copied while they wait: it has to be little.
+        """
         if self.ready and not self.completing and not self._soft_cancel:
             return self._passes >= 1
-        return super().has_done_enough()
+        return self._passes >= PASSES_MAX and self.engine.dirty.count <= REST_BYTES
 
     def check_sizes(self) -> None:
         """Nothing else is possible with a target of another size."""
