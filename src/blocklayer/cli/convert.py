@@ -71,7 +71,9 @@ COMMAND = Command(
     details=(
         "What reads as zeroes takes no space in the target. With -B, the target is an overlay that"
         " stores only what differs from its backing file. A target that was made is removed again"
-        " if the copy fails."
+        " if the copy fails, also where a file of its name was there before: only with --resume"
+        " that file stays until the copy is whole. --resume needs files or devices as"
+        " sources, and a file as target: a server cannot tell whether its disk has changed."
     ),
     examples=(
         ("convert -p -f raw -O qed server.raw server.qed", "A raw disk as QED, with progress."),

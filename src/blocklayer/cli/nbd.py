@@ -33,6 +33,9 @@ CONNECTION = "Where clients connect"
 EXPORTED = "What they see"
 DAEMON = "How the server runs"
 
+AIO_MODES = ("threads", "native", "io_uring")
+ZERO_MODES = ("off", "on", "unmap")
+
 COMMAND = Command(
     "nbd",
     "FILE",
@@ -62,16 +65,16 @@ COMMAND = Command(
         Option("-c --connect", "DEVICE", "attach to a device of the kernel", group="Other servers"),
         Option("-d --disconnect", "DEVICE", "detach such a device", group="Other servers"),
         Option("--fork", "", "return when clients can connect, and serve on", group=DAEMON),
-        Option("--pid-file", "PATH", "write the server's process id there", group=DAEMON),
+        Option("--pid-file", "PATH", "write the process id there, and hold a lock", group=DAEMON),
         Option("--metrics", "[ADDRESS:]PORT", "counters for Prometheus over HTTP", group=DAEMON),
         Option("-v --verbose", "", "tell who comes and goes", group=DAEMON),
         Option("--selinux-label", "LABEL", "of the socket (not supported)", group=DAEMON),
         Option("-f --format", "FMT", "format of the image; found by its signature if not given"),
         Option("-n --nocache", "", "the same as --cache=none"),
-        Option("--cache", "MODE", "cache mode (default writeback)"),
-        Option("--aio", "MODE", "threads, native or io_uring (accepted)"),
-        Option("--discard", "MODE", "ignore (default) or unmap"),
-        Option("--detect-zeroes", "MODE", "off (default), on or unmap"),
+        Option("--cache", "CACHE", "cache mode (default writeback)"),
+        Option("--aio", "MODE", "threads, native or io_uring (accepted)", choices=AIO_MODES),
+        Option("--discard", "MODE", "ignore (default) or unmap", choices=("ignore", "unmap")),
+        Option("--detect-zeroes", "MODE", "off (default), on or unmap", choices=ZERO_MODES),
         OUTPUT,
         IMAGE_OPTS,
         UNTRUSTED,
@@ -185,13 +188,13 @@ def _check_modes(arguments: Arguments) -> None:
         if mode not in CACHE_MODES:
             raise Failure(f"Invalid cache mode `{mode}'")
     for mode in arguments.all("aio"):
-        if mode not in ("threads", "native", "io_uring"):
+        if mode not in AIO_MODES:
             raise Failure(f"Invalid aio mode '{mode}'")
     for mode in arguments.all("discard"):
         if mode not in ("ignore", "off", "unmap", "on"):
             raise Failure(f"Invalid discard mode `{mode}'")
     for mode in arguments.all("detect-zeroes"):
-        if mode not in ("off", "on", "unmap"):
+        if mode not in ZERO_MODES:
             raise Failure(f"Failed to parse detect_zeroes mode: invalid parameter value: {mode}")
 
 
