@@ -395,3 +395,25 @@ def test_the_daemon_ends_while_jobs_run(tmp_path: Path, rng: random.Random) -> N
         talk.do("quit")
         assert talk.process.wait(30) == 0
     assert (tmp_path / "s.img").read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", ["individual", "grouped"])
+def test_a_job_of_a_transaction_that_cannot_begin(talk: Conversation, mode: str) -> None:
+    """The ones that have begun end, and the monitor answers."""
+    source(talk)
+    make(talk.folder, *(f"-f raw {name}.img 4M" for name in ("r", "t", "u")))
+    for name in ("r", "t", "u"):
+        add(talk, "raw", name, f"{name}.img")
+    actions = [
+        {
+            "type": "blockdev-backup",
+            "data": {"job-id": job, "device": device, "target": target, "sync": "full", "speed": 1}
+            | {"filter-node-name": "f"},
+        }
+        for job, device, target in (("a", "s", "t"), ("b", "r", "u"))
+    ]
+    words = talk.refused("transaction", actions=actions, properties={"completion-mode": mode})
+    assert "Duplicate nodes with node-name='f'" in words
+    assert talk.do("query-jobs") == []
+    for name in ("s", "r", "t", "u"):
+        talk.do("blockdev-del", node_name=name)
