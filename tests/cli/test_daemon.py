@@ -224,7 +224,8 @@ def test_a_monitor_on_stdio(tmp_path: Path) -> None:
     process = start(
         tmp_path, "--chardev", "stdio,id=m", "--monitor", "m,pretty=off", stdin=subprocess.PIPE
     )
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     process.stdin.write(commands)
     process.stdin.flush()
     output = process.stdout.read()  # stdin stays open: whoever closes it may miss the last event

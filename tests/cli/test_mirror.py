@@ -99,7 +99,7 @@ def test_failed_writes_are_told_as_convert_tells_them(
     target = tmp_path / "target"
     if not made:
         blocklayer.create(target, format="qed", size=SIZE)
-    words = ["mirror", *([] if made else ["-n"]), "-O", "qed", source, target]
+    words = ["mirror", *([] if made else ["-n"]), "-O", "qed", str(source), str(target)]
     done = in_little_space(*words)
     assert done.returncode == 1
     state = (
