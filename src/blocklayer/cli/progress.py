@@ -8,11 +8,13 @@
     SIGUSR1           asks once
 
 A first Ctrl-C cancels: the operation stops at its next step and removes what is half made. A second
-one does not wait for that.
+one does not wait for that. Servers that are silent are not waited for, either: a thread gives them
+up, so that whoever waits for one of them fails, and the operation unwinds.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
 import threading
@@ -20,7 +22,7 @@ import time
 from contextlib import suppress
 from types import FrameType, TracebackType
 
-from blocklayer.base.errors import Cancelled
+from blocklayer.base.errors import BlocklayerError, Cancelled
 from blocklayer.base.progress import CancelToken, Progress
 from blocklayer.cli.failures import Failure, Interrupted
 from blocklayer.cli.parsing import wants_json
@@ -47,6 +49,12 @@ COLUMNS_OF_BAR = 70
 """On less, there is no bar, and room for what can be read."""
 
 NARROW = "{percentage:3.0f}% {remaining} {rate_fmt} {desc}"
+
+SILENT_SECONDS = 1.0
+"""Servers that have owed an answer for so long do not hold up what is to stop."""
+
+CLOSING_SECONDS = 10.0
+"""How long that is looked after when the operation has ended, and images are being closed."""
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -246,6 +254,8 @@ class Running:
         self._at_once = at_once
         self._signal = 0
         self._report_once = False
+        self._hurry = self._gave_up = False
+        self._ended_at = 0.0
         self._handlers: dict[int, Any] = {}
         self.cancel = CancelToken()
 
@@ -285,12 +295,28 @@ class Running:
             self._handlers[number] = signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.cancel.cancelled:
+        if self._signal:
+            self._hurry = True
             raise KeyboardInterrupt
         self._signal = number
         self.cancel.cancel()
+        # Nothing here may wait for a lock: the thread that holds it may be this one.
+        _thread.start_new_thread(self._give_up_silent_servers, ())
         if self._at_once:
             raise KeyboardInterrupt
+
+    def _give_up_silent_servers(self) -> None:
+        """Until the operation has ended, and its images are closed."""
+        patience = time.monotonic() + SILENT_SECONDS
+        while not self._ended_at or time.monotonic() < self._ended_at + CLOSING_SECONDS:
+            time.sleep(INTERVAL_SECONDS)
+            waits = sys.modules.get("blocklayer.nbd.client_waits")
+            if waits is None:
+                continue
+            if self._hurry:
+                self._gave_up |= waits.interrupt_silent(0)
+            elif time.monotonic() >= patience:
+                self._gave_up |= waits.interrupt_silent(SILENT_SECONDS)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._report_once = True
@@ -303,10 +329,17 @@ class Running:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._ended_at = time.monotonic()
         with suppress(OSError):
             self._display.close(success=error is None)
-        if isinstance(error, Cancelled | KeyboardInterrupt) and self._signal:
+        if self._signal and self._is_interruption(error):
             interrupted = Interrupted(self._signal)
             for note in getattr(error, "__notes__", ()):
                 interrupted.add_note(note)
             raise interrupted from None
+
+    def _is_interruption(self, error: BaseException | None) -> bool:
+        """Whether that is how an operation ends which was stopped."""
+        if isinstance(error, BlocklayerError | Failure) and self._gave_up:
+            return True
+        return isinstance(error, Cancelled | KeyboardInterrupt)

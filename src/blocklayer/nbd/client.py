@@ -7,16 +7,18 @@ written the others read, and a flush on one is a flush of them all.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
 from blocklayer.base.errors import ProtocolError, RemoteError
 from blocklayer.base.units import MiB
-from blocklayer.nbd import wire
+from blocklayer.nbd import client_waits, wire
 from blocklayer.nbd.client_command import Command
 from blocklayer.nbd.client_connect import Encryption
 from blocklayer.nbd.client_handshake import Agreement, Wish
 from blocklayer.nbd.client_lane import ATTEMPT_SECONDS, Lane, Settings
+from blocklayer.nbd.client_waits import Waits
 from blocklayer.nbd.uri import Location
 
 WINDOW = 64
@@ -40,14 +42,17 @@ class Client:
         connections: int = 1,
     ) -> None:
         wish, settings = wish or Wish(), settings or Settings()
-        self._lanes = [Lane(location, encrypted, wish, settings)]
         self._turn = 0
+        self._waits = waits = Waits()
+        self._lanes: list[Lane] = []
+        client_waits.register(self)
+        self._lanes.append(Lane(location, encrypted, wish, settings, waits))
         if not self.agreement.has(wire.FLAG_CAN_MULTI_CONN):
             return
         more = settings.replace(open_timeout=0, connect=ATTEMPT_SECONDS)
         try:
             for _ in range(1, connections):
-                self._lanes.append(Lane(location, encrypted, wish, more))
+                self._lanes.append(Lane(location, encrypted, wish, more, waits))
         except (RemoteError, ProtocolError):
             return  # a server may have a limit, and one connection is enough
         except BaseException:
@@ -98,6 +103,25 @@ class Client:
             share = [command for command in batch if command.lane == number]
             if share:
                 lane.start(share)
+
+    def interrupt(self, silent_for: float = 0) -> bool:
+        """Give the server up if it has owed an answer for so many seconds; whether it was so.
+
+        Whoever waits gets a `RemoteError`, as will whoever sends another command, and closing does
+        not wait. Call it from any thread.
+        """
+        since = self._waits.trying_since()
+        silence = 0.0 if since is None else time.monotonic() - since
+        owed = since is not None
+        for lane in list(self._lanes):
+            quiet = lane.silence()
+            owed, silence = owed or quiet > 0, max(silence, quiet)
+        if not owed or silence < silent_for:
+            return False
+        self._waits.end()
+        for lane in list(self._lanes):
+            lane.interrupt()
+        return True
 
     def close(self) -> None:
         """Say good-bye; commands in flight are lost."""

@@ -14,6 +14,7 @@ from blocklayer.nbd import tls
 from blocklayer.nbd.client_handshake import Agreement, Handshake, Wish
 from blocklayer.nbd.client_options import DONE, STARTTLS, Negotiation
 from blocklayer.nbd.client_stream import Stream, TlsStream, dial, encrypt
+from blocklayer.nbd.client_waits import Waits
 from blocklayer.nbd.uri import InetAddress, Location
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -71,11 +72,15 @@ def connect(
     wish: Wish,
     *,
     seconds: float = CONNECT_SECONDS,
+    waits: Waits | None = None,
 ) -> Session:
-    """Connect and agree on the export. Raises `RemoteError`, `ProtocolError`."""
+    """Connect and agree on the export. Raises `RemoteError`, `ProtocolError`.
+
+    waits  how to give up meanwhile
+    """
     deadline = time.monotonic() + seconds
     engine = Handshake(wish.replace(export=location.export, tls=encrypted is not None))
-    connected = negotiate(location, encrypted, engine, deadline)
+    connected = negotiate(location, encrypted, engine, deadline, waits)
     try:
         assert engine.agreement is not None
         stream = Stream(connected) if encrypted is None else _tls_stream(connected)
@@ -94,11 +99,32 @@ def _tls_stream(connected: socket.socket) -> TlsStream:
 
 
 def negotiate(
-    location: Location, encrypted: Encryption | None, engine: Negotiation, deadline: float
+    location: Location,
+    encrypted: Encryption | None,
+    engine: Negotiation,
+    deadline: float,
+    waits: Waits | None = None,
 ) -> socket.socket:
     """Connect and drive any negotiation to its end; the socket. Raises as `connect`."""
-    connected = dial(location.address, deadline)
+    waits = waits or Waits()
+    waits.check()
     try:
+        return _negotiate(location, encrypted, engine, deadline, waits)
+    except RemoteError:
+        waits.check()  # it broke because somebody gave up
+        raise
+
+
+def _negotiate(
+    location: Location,
+    encrypted: Encryption | None,
+    engine: Negotiation,
+    deadline: float,
+    waits: Waits,
+) -> socket.socket:
+    connected = dial(location.address, deadline, waits)
+    try:
+        waits.hold(connected)
         while engine.state != DONE:
             _set_deadline(connected, deadline)
             data = engine.outgoing()
@@ -106,7 +132,9 @@ def negotiate(
                 connected.sendall(data)
             if engine.state == STARTTLS:
                 assert encrypted is not None
-                connected = encrypt(connected, encrypted.context, encrypted.hostname, deadline)
+                connected = encrypt(
+                    connected, encrypted.context, encrypted.hostname, deadline, waits
+                )
                 engine.secured()
                 continue
             _set_deadline(connected, deadline)
@@ -122,6 +150,8 @@ def negotiate(
         if isinstance(error, OSError):
             raise _failure(error) from None
         raise
+    finally:
+        waits.release(connected)
     return connected
 
 

@@ -49,6 +49,7 @@ class Connection:
         self.lost: BlocklayerError | None = None
         """Why the connection is of no use any more."""
         self.lost_at = 0.0
+        self._heard = time.monotonic()
         self._reader = threading.Thread(target=self._read, name="blocklayer-nbd", daemon=True)
         self._reader.start()
 
@@ -99,7 +100,7 @@ class Connection:
 
     def _read(self) -> None:
         replies, stream = self._replies, self._stream
-        heard = looked = time.monotonic()
+        looked = self._heard
         try:
             while self.lost is None:
                 count = stream.receive(replies.buffers())
@@ -107,11 +108,11 @@ class Connection:
                 if count == 0:
                     raise RemoteError("The server closed the connection", errno.ECONNRESET)
                 if now - looked >= TICK_SECONDS:
-                    self._check_patience(now, heard if count is None else now)
+                    self._check_patience(now, self._heard if count is None else now)
                     looked = now
                 if count is None:
                     continue
-                heard = now
+                self._heard = now
                 for command in replies.received(count):
                     command.finished.release()
         except BlocklayerError as error:
@@ -129,8 +130,7 @@ class Connection:
 
         Raises `RemoteError`.
         """
-        with self._registering:
-            oldest = next(iter(self._replies.pending.values()), None)
+        oldest = self._oldest()
         if oldest is None or not self._patience:
             return
         silence, age = now - max(heard, oldest.started), now - oldest.started
@@ -138,6 +138,17 @@ class Connection:
             raise RemoteError(
                 f"The server has not answered for {self._patience:g} seconds", errno.ETIMEDOUT
             )
+
+    def _oldest(self) -> Command | None:
+        with self._registering:
+            return next(iter(self._replies.pending.values()), None)
+
+    def silence(self) -> float:
+        """Seconds for which the server has owed an answer and sent nothing; 0 if it owes none."""
+        oldest = self._oldest()
+        if oldest is None or self.lost is not None:
+            return 0.0
+        return time.monotonic() - max(self._heard, oldest.started)
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -148,6 +159,10 @@ class Connection:
                 self.lost_at = time.monotonic()
                 self.lost = error
         self._stream.shut_down()
+
+    def interrupt(self) -> None:
+        """Nobody is to wait any more; who waits is told. Closing waits for nothing, either."""
+        self._break(RemoteError("interrupted", errno.EINTR))
 
     def _lose_all(self) -> None:
         """The reader ends, and touches nobody's memory any more: now commands may be sent again."""

@@ -24,6 +24,7 @@ from blocklayer.nbd.client_command import Command
 from blocklayer.nbd.client_connect import CONNECT_SECONDS, Encryption, connect
 from blocklayer.nbd.client_connection import Connection
 from blocklayer.nbd.client_handshake import Agreement, Wish
+from blocklayer.nbd.client_waits import Waits
 from blocklayer.nbd.uri import Location
 
 RETRY_SECONDS = 0.5
@@ -64,16 +65,19 @@ class Lane:
         encrypted: Encryption | None,
         wish: Wish,
         settings: Settings,
+        waits: Waits,
     ) -> None:
         self._location = location
         self._encrypted = encrypted
         self._wish = wish
         self._settings = settings
+        self._waits = waits
         self._changing = threading.Lock()
         self._closed = False
         self._tried_at = 0.0
         self._failure: BlocklayerError | None = None
-        self._connection = self._open()
+        with waits.connecting():
+            self._connection = self._open()
         self.agreement = self._connection.agreement
         """Of the first connection; later ones must not offer less."""
 
@@ -86,16 +90,19 @@ class Lane:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise
-                time.sleep(min(left, RETRY_SECONDS))
+                self._waits.sleep(min(left, RETRY_SECONDS))
 
     def _connect(self, seconds: float) -> Connection:
-        session = connect(self._location, self._encrypted, self._wish, seconds=seconds)
+        session = connect(
+            self._location, self._encrypted, self._wish, seconds=seconds, waits=self._waits
+        )
         return Connection(session, patience=self._settings.patience)
 
     # --- requests -------------------------------------------------------------------------------
 
     def start(self, commands: Sequence[Command]) -> None:
         """Send commands. Raises `RemoteError`, `ProtocolError` if there is nowhere to send them."""
+        self._waits.check()
         connection = self._connection
         if connection.lost is not None:
             connection = self._alive()
@@ -105,6 +112,7 @@ class Lane:
         """Until the command is answered. Raises `RemoteError`, `ProtocolError` if it never is."""
         command.finished.acquire()
         while command.lost is not None:
+            self._waits.check()
             reason = command.lost
             command.losses += 1
             # A server that breaks the protocol would do so again.
@@ -126,7 +134,14 @@ class Lane:
 
     def _alive(self) -> Connection:
         """The connection, or another one in place of a broken one. Raises why there is none."""
+        with self._waits.connecting():
+            connection = self._next_alive()
+        self._waits.check()
+        return connection
+
+    def _next_alive(self) -> Connection:
         while True:
+            self._waits.check()
             with self._changing:  # others wait, and find what this one has made
                 if self._closed:
                     raise RemoteError("The connection is closed", errno.ESHUTDOWN)
@@ -142,7 +157,7 @@ class Lane:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise failure
-            time.sleep(min(left, RETRY_SECONDS))
+            self._waits.sleep(min(left, RETRY_SECONDS))
 
     def _try(self, seconds: float) -> BlocklayerError | None:
         """Connect once; why that failed."""
@@ -177,6 +192,16 @@ class Lane:
         )
         if changed:
             raise RemoteError("The export is not what it was before the connection broke")
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def silence(self) -> float:
+        """Seconds for which the server has owed an answer."""
+        return self._connection.silence()
+
+    def interrupt(self) -> None:
+        """Tell those who wait for answers, once nobody connects again."""
+        self._connection.interrupt()
 
     def close(self) -> None:
         """Say good-bye."""

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from blocklayer.base.buffers import Buffer, Vector
 from blocklayer.base.errors import InvalidArgument, RemoteError
 from blocklayer.nbd import tls
+from blocklayer.nbd.client_waits import Waits
 from blocklayer.nbd.uri import Address, DescriptorAddress, InetAddress, UnixAddress
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -178,20 +179,21 @@ def _drop(vector: list[memoryview], count: int) -> None:
 # --- connecting ---------------------------------------------------------------------------------
 
 
-def dial(address: Address, deadline: float) -> socket.socket:
+def dial(address: Address, deadline: float, waits: Waits) -> socket.socket:
     """A connected socket. Raises `RemoteError` in QEMU's words, `InvalidArgument`.
 
     deadline  on the clock of `time.monotonic`
+    waits     holds the socket while it connects, and from then on
     """
     if isinstance(address, DescriptorAddress):
         return _adopt(address.descriptor)
     if isinstance(address, InetAddress):
-        return _dial_inet(address, deadline)
+        return _dial_inet(address, deadline, waits)
     if isinstance(address, UnixAddress):
-        return _dial_one(address, socket.AF_UNIX, address.path, deadline)
+        return _dial_one(address, socket.AF_UNIX, address.path, deadline, waits)
     if not hasattr(socket, "AF_VSOCK"):
         raise InvalidArgument("socket family AF_VSOCK unsupported")
-    return _dial_one(address, socket.AF_VSOCK, (address.cid, address.port), deadline)
+    return _dial_one(address, socket.AF_VSOCK, (address.cid, address.port), deadline, waits)
 
 
 def _adopt(descriptor: int) -> socket.socket:
@@ -203,7 +205,7 @@ def _adopt(descriptor: int) -> socket.socket:
         ) from None
 
 
-def _dial_inet(address: InetAddress, deadline: float) -> socket.socket:
+def _dial_inet(address: InetAddress, deadline: float, waits: Waits) -> socket.socket:
     family = {4: socket.AF_INET, 6: socket.AF_INET6}.get(address.family, socket.AF_UNSPEC)
     try:
         found = socket.getaddrinfo(
@@ -217,8 +219,9 @@ def _dial_inet(address: InetAddress, deadline: float) -> socket.socket:
     failure: RemoteError | None = None
     for each in found:
         try:
-            connected = _dial_one(address, each[0], each[4], deadline)
+            connected = _dial_one(address, each[0], each[4], deadline, waits)
         except RemoteError as error:
+            waits.check()
             failure = error
             continue
         _tune(connected)
@@ -226,12 +229,16 @@ def _dial_inet(address: InetAddress, deadline: float) -> socket.socket:
     raise failure or RemoteError(f"address resolution failed for {address}", errno.EHOSTUNREACH)
 
 
-def _dial_one(address: Address, family: int, place: object, deadline: float) -> socket.socket:
+def _dial_one(
+    address: Address, family: int, place: object, deadline: float, waits: Waits
+) -> socket.socket:
     connected = socket.socket(family, socket.SOCK_STREAM)
     try:
+        waits.hold(connected)
         connected.settimeout(max(deadline - time.monotonic(), 0.001))
         connected.connect(place)  # type: ignore[arg-type]  # of the family's kind
     except BaseException as error:
+        waits.release(connected)
         connected.close()
         if not isinstance(error, OSError):
             raise
@@ -254,14 +261,30 @@ def _tune(connected: socket.socket) -> None:
 
 
 def encrypt(
-    connected: socket.socket, context: ssl.SSLContext, hostname: str | None, deadline: float
+    connected: socket.socket,
+    context: ssl.SSLContext,
+    hostname: str | None,
+    deadline: float,
+    waits: Waits,
 ) -> ssl.SSLSocket:
     """The same connection, encrypted. Raises `RemoteError`."""
     connected.settimeout(max(deadline - time.monotonic(), 0.001))
+    waits.release(connected)
+    secured: ssl.SSLSocket | None = None
     try:
-        return context.wrap_socket(connected, server_hostname=hostname)
-    except OSError as error:
+        secured = context.wrap_socket(
+            connected, server_hostname=hostname, do_handshake_on_connect=False
+        )
+        waits.hold(secured)
+        secured.do_handshake()
+        return secured
+    except BaseException as error:
+        if secured is not None:
+            waits.release(secured)
+            secured.close()
         connected.close()
+        if not isinstance(error, OSError):
+            raise
         if getattr(error, "verify_code", 0) in _OTHER_NAME:
             raise RemoteError(
                 f"Certificate does not match the hostname {hostname}", errno.EACCES
