@@ -264,7 +264,7 @@ class Running:
         self._at_once = at_once
         self._signal = 0
         self._report_once = False
-        self._hurry = self._gave_up = False
+        self._hurry = self._gave_up = self._giving_up = False
         self._ended_at = 0.0
         self._handlers: dict[int, Any] = {}
         self.cancel = CancelToken()
@@ -324,10 +324,11 @@ class Running:
             waits = sys.modules.get("blocklayer.nbd.client_waits")
             if waits is None:
                 continue
-            if self._hurry:
-                self._gave_up |= waits.interrupt_silent(0)
-            elif time.monotonic() >= patience:
-                self._gave_up |= waits.interrupt_silent(SILENT_SECONDS)
+            if self._hurry or time.monotonic() >= patience:
+                # The operation may end because of this before it returns.
+                self._giving_up = True
+                self._gave_up |= waits.interrupt_silent(0 if self._hurry else SILENT_SECONDS)
+                self._giving_up = False
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._report_once = True
@@ -351,6 +352,6 @@ class Running:
 
     def _is_interruption(self, error: BaseException | None) -> bool:
         """Whether that is how an operation ends which was stopped."""
-        if isinstance(error, BlocklayerError | Failure) and self._gave_up:
+        if isinstance(error, BlocklayerError | Failure) and (self._gave_up or self._giving_up):
             return True
         return isinstance(error, Cancelled | KeyboardInterrupt)
