@@ -235,7 +235,8 @@ def test_a_cancelled_copy_leaves_nothing(tmp_path: Path) -> None:
     with (
         fake_server(tmp_path / "s", hanging) as server,
         interrupted_when(hanging.silent, cancel),
-        pytest.raises(Cancelled),
+        # Who is given up may be heard of before the cancellation is.
+        pytest.raises((Cancelled, IoError)),
     ):
         convert([server.uri], target, source_format="raw", format="qed", cancel=cancel)
     assert not target.exists()
