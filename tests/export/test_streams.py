@@ -68,6 +68,39 @@ def test_no_answer_stands_inside_another(
                     assert not any(content[: 3 * MiB])
 
 
+@pytest.mark.parametrize("format", ["qed", "raw"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("flags", [0, DF])
+def test_small_and_large_reads_in_one_packet(
+    make: Make, serve: Serve, mode: str, flags: int, format: str
+) -> None:
+    # The answers of small reads are put together in memory that the pieces of large ones go
+    # through, too, where the kernel cannot send them: over holes, or as one chunk.
+    served = serve(make(8 * MiB, format=format))
+    data = os.urandom(2 * MiB)
+    served.disk.write(0, data)
+    expected = data + bytes(6 * MiB)
+    if mode == SIMPLE:
+        flags = 0
+    for length in (5 * KiB, 40 * KiB, 256 * KiB, 3 * MiB):
+        places = [(4 * KiB * number, 4 * KiB) for number in range(4)]
+        places += [(2 * MiB - 4 * KiB, length), (512 * KiB, 512), (4 * MiB, length)]
+        places += [(MiB, length), (MiB - 512, 1024)]
+        with served.connect(mode=mode) as peer:
+            asked = dict(enumerate(places, 1000))
+            for cookie, (offset, count) in asked.items():
+                peer.note(cookie, READ, offset, count, flags=flags)
+            peer.send(
+                b"".join(
+                    peer.packed(cookie, READ, *place, flags=flags)
+                    for cookie, place in asked.items()
+                )
+            )
+            for cookie, (offset, count) in asked.items():
+                reply = peer.wait(cookie)
+                assert reply.content(offset, count) == expected[offset : offset + count]
+
+
 # --- random requests against a model ------------------------------------------------------------
 
 

@@ -40,8 +40,11 @@ SLOW_RUN = 64
 
 log = logging.getLogger("blocklayer.nbd")
 
+# Names of this module, since the loop over requests is counted in nanoseconds.
 _READ, _WRITE = wire.CMD_READ, wire.CMD_WRITE
-
+_SIMPLE_MAGIC = wire.SIMPLE_REPLY_MAGIC
+_CHUNK_MAGIC, _EXTENDED_MAGIC = wire.STRUCTURED_REPLY_MAGIC, wire.EXTENDED_REPLY_MAGIC
+_DONE, _DATA = wire.REPLY_FLAG_DONE, wire.REPLY_OFFSET_DATA
 
 _READ_HEADS: dict[str, type[Layout]] = {
     SIMPLE: wire.SimpleReply,
@@ -104,7 +107,9 @@ class Session:
         reads: list[tuple[int, memoryview]] = []
         taken: list[Item] = []
         writes: list[Item] = []
+        others: list[Item] = []
         position = 0
+        goes_on = True
         for item in items:
             command, flags, cookie, offset, length, _ = item
             if (
@@ -118,29 +123,36 @@ class Session:
                     self._finish_reads(reads, taken, position)
                     reads, taken, position, start = [], [], 0, head
                 if simple:
-                    pack(arena, position, 0x67446698, 0, cookie)
+                    pack(arena, position, _SIMPLE_MAGIC, 0, cookie)
                 elif extended:
-                    pack(arena, position, 0x6E8A278C, 1, 1, cookie, offset, length + 8, offset)
+                    pack(
+                        arena,
+                        position,
+                        _EXTENDED_MAGIC,
+                        _DONE,
+                        _DATA,
+                        cookie,
+                        offset,
+                        length + 8,
+                        offset,
+                    )
                 else:
-                    pack(arena, position, 0x668E33EF, 1, 1, cookie, length + 8, offset)
+                    pack(arena, position, _CHUNK_MAGIC, _DONE, _DATA, cookie, length + 8, offset)
                 position = start + length
                 reads.append((offset, arena[start:position]))
                 taken.append(item)
             elif command == _WRITE:
                 writes.append(item)
             elif command == wire.CMD_DISC:
-                self._finish_reads(reads, taken, position)
-                self._finish_writes(writes)
-                return False
+                goes_on = False
+                break
             else:
-                self._serve_other(item)
-        if not writes:
-            self._finish_reads(reads, taken, position)
-        else:
-            if reads:
-                self._finish_reads(reads, taken, position)
-            self._finish_writes(writes)
-        return True
+                others.append(item)
+        self._finish_reads(reads, taken, position)
+        self._finish_writes(writes)
+        for item in others:
+            self._serve_other(item)  # after the answers in the arena are sent: it may be used again
+        return goes_on
 
     def _serve_other(self, item: Item) -> None:
         command, flags, cookie, offset, length, payload = item
