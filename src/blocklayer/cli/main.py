@@ -14,7 +14,14 @@ import sys
 
 from blocklayer.cli.failures import Failure, Interrupted, UsageError
 from blocklayer.cli.getopt import BadOption, Option, getopt
-from blocklayer.cli.output import asks_for_json, complain, report, speak_json, speaks_json
+from blocklayer.cli.output import (
+    asks_for_json,
+    complain,
+    let_go,
+    report,
+    speak_json,
+    speaks_json,
+)
 from blocklayer.cli.parsing import Arguments, Command, parse, usage_error
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -197,7 +204,7 @@ def _run_traced(module: object, arguments: Arguments, traces: list[str]) -> int:
 def _answer_for(error: BaseException) -> int:
     """Say what went wrong; the exit code. What nobody foresaw goes on as it is."""
     if isinstance(error, BrokenPipeError):
-        _drop_output()
+        let_go(sys.stdout)
         return BROKEN_PIPE
     code = _explain(error)
     if code is None:
@@ -205,7 +212,7 @@ def _answer_for(error: BaseException) -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        _drop_output()
+        let_go(sys.stdout)
     return code
 
 
@@ -246,14 +253,3 @@ def _words_for(error: BaseException) -> tuple[str, int] | None:
 def _os_error_text(error: OSError) -> str:
     reason = error.strerror or str(error)
     return f"{os.fsdecode(error.filename)}: {reason}" if error.filename is not None else reason
-
-
-def _drop_output() -> None:
-    """Nobody reads it; the interpreter would fail to flush it at exit."""
-    try:
-        descriptor = sys.stdout.fileno()
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, descriptor)
-        os.close(null)
-    except (OSError, ValueError):
-        return

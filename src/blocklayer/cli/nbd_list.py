@@ -62,16 +62,10 @@ def _encryption(arguments: Arguments, location: Location) -> Encryption | None:
     from blocklayer.nbd import tls
     from blocklayer.nbd.client_connect import encryption
 
-    definition = objects.find(name)
-    if definition is None:
-        raise Failure(f"Failed to get TLS creds: No TLS credentials with id '{name}'")
-    properties = definition.properties
     try:
+        found, password = objects.tls_credentials(name)
         creds = tls.credentials(
-            definition.kind,
-            properties,
-            endpoint=tls.CLIENT,
-            password=objects.secret(properties.get("passwordid")),
+            found.kind, found.properties, endpoint=tls.CLIENT, password=password
         )
     except BlocklayerError as error:
         raise Failure(f"Failed to get TLS creds: {error}") from None

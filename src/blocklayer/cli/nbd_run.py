@@ -98,18 +98,11 @@ def _credentials(
     from blocklayer.export.authorise import authoriser
     from blocklayer.nbd import tls
 
-    definition = objects.find(name)
-    if definition is None:
-        raise Failure(f"Failed to get TLS creds: No TLS credentials with id '{name}'")
-    properties = definition.properties
     try:
-        found = tls.credentials(
-            definition.kind,
-            properties,
-            endpoint=tls.SERVER,
-            password=objects.secret(properties.get("passwordid")),
+        found, password = objects.tls_credentials(name)
+        context = tls.server_context(
+            tls.credentials(found.kind, found.properties, endpoint=tls.SERVER, password=password)
         )
-        context = tls.server_context(found)
     except BlocklayerError as error:
         raise Failure(f"Failed to get TLS creds: {error}") from None
     rule = arguments.optional("tls-authz")

@@ -7,13 +7,14 @@ well, an object a line: ``{"error": …}``, ``{"warning": …}``, and progress w
 
 from __future__ import annotations
 
+import os
 import sys
 
 from blocklayer.cli.failures import PROGRAM
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TextIO
 
     from blocklayer.cli.parsing import Arguments
 
@@ -44,6 +45,16 @@ def asks_for_json(argv: list[str]) -> bool:
             value = value if equals else "".join(words[number + 1 : number + 2])
             wanted = value == "json"
     return wanted
+
+
+def let_go(stream: TextIO) -> None:
+    """Nobody reads it: what waits in its buffer must not fail the end of the process."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        return
 
 
 def complain(message: str) -> None:

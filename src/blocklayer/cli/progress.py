@@ -25,6 +25,7 @@ from types import FrameType, TracebackType
 from blocklayer.base.errors import BlocklayerError, Cancelled
 from blocklayer.base.progress import CancelToken, Progress
 from blocklayer.cli.failures import Failure, Interrupted
+from blocklayer.cli.output import let_go
 from blocklayer.cli.parsing import wants_json
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -232,16 +233,6 @@ def _display(arguments: Arguments, *, result: bool, listing: bool) -> Display:
     return Display()
 
 
-def _let_go(stream: TextIO) -> None:
-    """Nobody reads it: what waits in its buffer must not fail the end of the process."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-    except (OSError, ValueError):
-        return
-
-
 class Running:
     """Around one operation: hand `report` and `cancel` to it.
 
@@ -283,7 +274,7 @@ class Running:
             # and goes away, ends programs.
             if isinstance(error, BrokenPipeError) and isinstance(self._display, Lines):
                 raise
-            _let_go(sys.stdout if isinstance(self._display, Lines) else sys.stderr)
+            let_go(sys.stdout if isinstance(self._display, Lines) else sys.stderr)
             self._display = Display()
 
     def _answer(self, progress: Progress) -> None:

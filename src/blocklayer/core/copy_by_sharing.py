@@ -35,7 +35,7 @@ def _can_share(source: Disk, target: Disk, reporter: Reporter) -> bool:
     node = target.node
     if not isinstance(node, FormatNode) or node.probed or node.file.inline_descriptor is None:
         return False
-    if node.hooks is not None or node.file.hooks is not None:
+    if node.watched:
         return False  # whoever wants to know of writes is not told of blocks that are shared
     enough = 2 * max(node.cluster_size, COPY_MAX)
     extent = _first_long_extent(source, enough, reporter)

@@ -106,7 +106,7 @@ class Disk:
         inline = self.node.inline() if self.node.sink is None else None
         self._read_lookup = inline.read if inline else None
         self._descriptor = inline.descriptor if inline else -1
-        writable = not (self.read_only or self.writethrough or self.node.hooks is not None)
+        writable = not (self.read_only or self.writethrough or self.node.watched)
         self._write_lookup = inline.write if inline and writable else None
 
     def _run(self, action: Callable[..., T], *arguments: object) -> T:
@@ -445,26 +445,14 @@ class Disk:
     def _write_late(
         self, requests: Sequence[tuple[int, memoryview]], late: list[int]
     ) -> dict[int, BlocklayerError]:
-        from blocklayer.core.batch import merge_writes
-        from blocklayer.core.submit import attempt, write_merged
+        from blocklayer.core.submit import attempt, write_checked
 
-        errors: dict[int, BlocklayerError] = {}
-        valid = []
-        for index in sorted(late):
-            offset, view = requests[index]
-            error = attempt(self.check_write, "write", offset, len(view))
-            if error is None:
-                valid.append(index)
-            else:
-                errors[index] = error
-        runs = merge_writes([requests[index] for index in valid])
-        for run, error in zip(runs, write_merged(self, runs), strict=True):
-            if error is not None:
-                for owner in run.owners:
-                    errors.setdefault(valid[owner], error)
-        if self.writethrough and valid and (error := attempt(self.node.flush)) is not None:
-            for index in valid:
-                errors.setdefault(index, error)
+        late.sort()
+        found, _ = write_checked(self, [requests[index] for index in late])
+        errors = {late[place]: error for place, error in found.items()}
+        done = [index for index in late if index not in errors]
+        if self.writethrough and done and (failure := attempt(self.node.flush)) is not None:
+            errors.update(dict.fromkeys(done, failure))
         return errors
 
     def write_many(self, requests: Sequence[tuple[int, Buffer]], *, fua: bool = False) -> None:

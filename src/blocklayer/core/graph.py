@@ -47,7 +47,6 @@ class Entry:
         self.owned = owned
         self.disks: list[GraphDisk] = []
         self.blocked: dict[object, str] = {}
-        self.implicit = name.startswith("#")
 
     def __repr__(self) -> str:
         return f"<Entry {self.name} {self.node.driver}>"

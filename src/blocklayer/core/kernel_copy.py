@@ -62,7 +62,7 @@ def copy_range(node: Node, descriptor: int, host: int, offset: int, length: int)
         child, place, count = placed
         return _copy(descriptor, host, child, place, min(count, child.size - place))
     size = align_down(length, node.cluster_size)
-    if offset % node.cluster_size or not size or node.file.inline_descriptor is None:
+    if offset % node.cluster_size or not size or _to_write(node.file) is None:
         return 0
     return node.ranges.run(
         [(offset, offset + size)], _allocate, node, descriptor, host, offset, size
@@ -87,11 +87,9 @@ def _allocate(node: FormatNode, descriptor: int, host: int, offset: int, length:
 
 
 def _copy(descriptor: int, host: int, file: Node, place: int, length: int) -> int:
-    target = file.inline_descriptor
-    if target is None or file.read_only or length <= 0 or file.children:
+    target = _to_write(file)
+    if target is None or length <= 0:
         return 0
-    if file.hooks is not None:
-        return 0  # who wants to know of writes is told by the file's own verbs
     done = 0
     try:
         while done < length:
@@ -102,3 +100,8 @@ def _copy(descriptor: int, host: int, file: Node, place: int, length: int) -> in
     except OSError:
         return done  # whoever goes on with the rest meets the same error and says where
     return done
+
+
+def _to_write(file: Node) -> int | None:
+    """The descriptor of a plain file that may be written past its node: nobody wants to be told."""
+    return None if file.read_only or file.children or file.watched else file.inline_descriptor

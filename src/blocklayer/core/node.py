@@ -20,15 +20,17 @@ from blocklayer.base.extent import DATA
 from blocklayer.base.record import Record
 from blocklayer.core.checking import PROBLEMS_KEPT, CheckResult, Repair
 from blocklayer.core.events import Sink, combined_sink
-from blocklayer.core.requests import RangeLock, Tracker
+from blocklayer.core.requests import RangeLock, Retired, Tracker
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any, ClassVar, Final, TypeAlias
+    from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 
     from blocklayer.base.progress import Reporter, Watch
     from blocklayer.core.disk import Disk
     from blocklayer.core.hooks import WriteHooks
+
+    T = TypeVar("T")
 
 # Flags of `zero`. Plain integers for the same reason as extent kinds.
 UNMAP: Final = 1
@@ -91,6 +93,12 @@ class Node:
         """Who wants to know of what this node does on its own, and may take long."""
         self.users: WeakSet[Disk] = WeakSet()
         """Disks on this node, which must know when its inline path opens or closes."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody wants to know of every write to this node, or to the storage below."""
+        file = self.children.get("file")
+        return self.hooks is not None or (file is not None and file.watched)
 
     def set_hooks(self, hooks: WriteHooks | None) -> None:
         """Have these hooks see every write; None: nobody wants to. The node is drained."""
@@ -164,6 +172,17 @@ class Node:
         return False
 
     # --- life -----------------------------------------------------------------------------------
+
+    def run(self, action: Callable[..., T], *arguments: object) -> T:
+        """Call `action` as a request on this node, for who has no disk on it. Raises `Closed`.
+
+        One that waits while the node gets another tracker goes on with that one.
+        """
+        while True:
+            try:
+                return self.tracker.run(action, *arguments)
+            except Retired:
+                continue
 
     def attach(self, **children: Node | None) -> None:
         """Set children by role and hear their listeners."""

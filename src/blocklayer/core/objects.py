@@ -6,6 +6,7 @@ There is one table a process, as in QEMU: options name an object wherever they s
 
 from __future__ import annotations
 
+from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.record import Record, fresh
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -65,3 +66,16 @@ def secret(name: object) -> str | None:
         except (binascii.Error, UnicodeDecodeError):
             return None
     return str(data)
+
+
+def tls_credentials(name: object) -> tuple[UserObject, str | None]:
+    """The object that an option ``tls-creds`` names, and the password of its key, if it has one.
+
+    Raises `InvalidArgument`. `nbd/tls.py` knows what its properties mean.
+    """
+    found = _objects.get(name) if isinstance(name, str) else None
+    if found is None:
+        raise InvalidArgument(f"No TLS credentials with id '{name}'")
+    if not found.kind.startswith("tls-creds-"):
+        raise InvalidArgument(f"Object with id '{name}' is not TLS credentials")
+    return found, secret(found.properties.get("passwordid"))

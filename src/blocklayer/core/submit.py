@@ -116,21 +116,37 @@ _ACTIONS: dict[str, Callable[[Disk, Request], None]] = {
 
 
 def _run_writes(disk: Disk, requests: list[Request]) -> int:
-    valid = []
+    writes = []
     for request in requests:
-        request.error = attempt(disk.check_write, "write", request.offset, request.length)
-        if request.error is None:
-            assert request.view is not None
-            valid.append((request.offset, request.view, request))
-    if not valid:
-        return 0
-    runs = merge_writes([(offset, view) for offset, view, _ in valid])
+        assert request.view is not None
+        writes.append((request.offset, request.view))
+    errors, merged = write_checked(disk, writes)
+    for index, request in enumerate(requests):
+        request.error = errors.get(index)
+    return merged
+
+
+def write_checked(
+    disk: Disk, writes: Sequence[tuple[int, memoryview]]
+) -> tuple[dict[int, BlocklayerError], int]:
+    """Write (offset, view) requests that may be refused, merged where they touch.
+
+    The errors of those that failed by index, and how many were merged into others.
+    """
+    errors: dict[int, BlocklayerError] = {}
+    valid = []
+    for index, (offset, view) in enumerate(writes):
+        error = attempt(disk.check_write, "write", offset, len(view))
+        if error is None:
+            valid.append(index)
+        else:
+            errors[index] = error
+    runs = merge_writes([writes[index] for index in valid])
     for run, error in zip(runs, write_merged(disk, runs), strict=True):
         if error is not None:
             for owner in run.owners:
-                request = valid[owner][2]
-                request.error = request.error or error
-    return sum(len(run.owners) for run in runs) - len(runs)
+                errors.setdefault(valid[owner], error)
+    return errors, sum(len(run.owners) for run in runs) - len(runs)
 
 
 def write_merged(disk: Disk, runs: list[MergedRun]) -> list[BlocklayerError | None]:

@@ -184,7 +184,6 @@ class _EncryptedChannel(Channel):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._state = threading.Lock()
         self._want_read = ssl.SSLWantReadError
-        self._want_write = ssl.SSLWantWriteError
         self._ended = ssl.SSLZeroReturnError
         self._handshake()
 

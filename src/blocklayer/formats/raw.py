@@ -170,8 +170,7 @@ class RawNode(FormatNode):
                 return read(offset, length)
             return -1
 
-        # Whoever wants to know of writes to the file is told by the file's own verbs alone.
-        return Inline(read, write if self.file.hooks is None else None, descriptor)
+        return Inline(read, write, descriptor)
 
     def info(self) -> dict[str, Any]:
         """A window shows itself."""

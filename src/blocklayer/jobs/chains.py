@@ -52,3 +52,11 @@ def store_backing(overlay: FormatNode, backing: Node | None, name: str | None = 
     finally:
         if was_read_only:
             overlay.reopen(read_only=True)
+
+
+def only_read_again(graph: Graph, node: Node) -> None:
+    """A job has opened a layer for writing, and does not need it so any more."""
+    if not node.read_only:
+        with graph.drained(node):
+            node.flush()
+            node.reopen(read_only=True)

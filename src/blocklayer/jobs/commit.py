@@ -67,11 +67,8 @@ class _IntoBase(CopyingJob):
 
     def restore_base(self) -> None:
         """The base is only read from now on, as before."""
-        node: Node = self.options["target"]
-        if self._was_read_only and not node.read_only:
-            with self.graph.drained(node):
-                node.flush()
-                node.reopen(read_only=True)
+        if self._was_read_only:
+            chains.only_read_again(self.graph, self.options["target"])
 
 
 class ActiveCommitJob(_IntoBase, MirrorJob):

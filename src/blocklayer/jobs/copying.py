@@ -20,7 +20,6 @@ from blocklayer.base.units import KiB, MiB
 from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.mapping import row_batches
 from blocklayer.core.node import FormatNode
-from blocklayer.core.requests import Retired
 from blocklayer.jobs.errors import job_error
 from blocklayer.jobs.job import IGNORE, REPORT, Job
 from blocklayer.jobs.mirror_engine import READ, Engine, IoFailed, Moved
@@ -324,19 +323,13 @@ class CopyingJob(Job):
 
     def _take_step(self, step: Step, buffer: bytearray) -> None:
         """In a worker: copy, as a request on the source, so that a drain of it waits for this."""
-        while True:
-            try:
-                self.source.tracker.run(self.copy_step, step, buffer)
-                return
-            except Retired:
-                continue
-            except Closed as error:
-                self._step_failed(step, IoFailed(READ, error))
-                return
-            except Exception as error:  # noted; the worker is needed still
-                self.unclaim(step)
-                self.set_failure(error)
-                return
+        try:
+            self.source.run(self.copy_step, step, buffer)
+        except Closed as error:
+            self._step_failed(step, IoFailed(READ, error))
+        except Exception as error:  # noted; the worker is needed still
+            self.unclaim(step)
+            self.set_failure(error)
 
     def copy_step(self, step: Step, buffer: bytearray) -> None:
         moved = Moved()

@@ -347,11 +347,6 @@ class Job:
         with self.changed:
             self._total = self._current + amount
 
-    def add_remaining(self, amount: int) -> None:
-        """So many bytes more (or less) are left."""
-        with self.changed:
-            self._total = max(self._current, self._total + amount)
-
     def become_ready(self) -> None:
         """The work is done, as far as it can be; what comes now is keeping up."""
         with self.changed:

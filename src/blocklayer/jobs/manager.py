@@ -32,11 +32,6 @@ class Jobs:
         with self.changed:
             self._listeners.append(listener)
 
-    def remove_listener(self, listener: Listener) -> None:
-        """Undo `add_listener`."""
-        with self.changed:
-            self._listeners.remove(listener)
-
     def emit(self, name: str, data: dict[str, Any]) -> None:
         """Tell the listeners."""
         with self.changed:

@@ -10,7 +10,6 @@ from blocklayer.base.units import MiB
 from blocklayer.core import io as core_io
 from blocklayer.core.mapping import row_batches
 from blocklayer.core.node import FormatNode
-from blocklayer.core.requests import Retired
 from blocklayer.jobs import chains
 from blocklayer.jobs.job import IGNORE, REPORT, Job, check_policy
 
@@ -92,12 +91,7 @@ class StreamJob(Job):
             offset += count
 
     def _copy(self, offset: int, length: int) -> None:
-        while True:
-            try:
-                self.node.tracker.run(core_io.copy_up_all, self.node, offset, length)
-                return
-            except Retired:
-                continue
+        self.node.run(core_io.copy_up_all, self.node, offset, length)
 
     def prepare(self) -> None:
         """The layers in between are not needed any more."""
@@ -108,10 +102,8 @@ class StreamJob(Job):
     def clean(self) -> None:
         """Let go of the layers."""
         self.graph.unblock(self)
-        if self._was_read_only and not self.node.read_only:
-            with self.graph.drained(self.node):
-                self.node.flush()
-                self.node.reopen(read_only=True)
+        if self._was_read_only:
+            chains.only_read_again(self.graph, self.node)
 
 
 def start(

@@ -37,6 +37,9 @@ SKIP_MAX = 1 << 32
 LARGE: Final = -1
 PIECE: Final = -2
 
+# Names of this module, since the loop over requests is counted in nanoseconds.
+_WRITE, _PAYLOAD_LEN = wire.CMD_WRITE, wire.CMD_FLAG_PAYLOAD_LEN
+
 Item: TypeAlias = "tuple[int, int, int, int, int, memoryview | None]"
 
 
@@ -109,7 +112,7 @@ class RequestReader:
             if magic != wanted:
                 self.problem = f"client request has wrong magic number {magic:#x}"
                 return items  # what came before is answered first
-            if command != 1 and not (self._extended and flags & 32):  # CMD_WRITE, PAYLOAD_LEN
+            if command != _WRITE and not (self._extended and flags & _PAYLOAD_LEN):
                 items.append((command, flags, cookie, offset, length, None))
                 start += size
                 continue

@@ -66,12 +66,7 @@ def take_options(options: OptionTree) -> NbdOptions:
 
 def credentials(name: object, endpoint: str) -> tls.TlsCredentials:
     """The object that `tls-creds` names. Raises `InvalidArgument`, `NotSupported`."""
-    found = objects.find(name) if isinstance(name, str) else None
-    if found is None:
-        raise InvalidArgument(f"No TLS credentials with id '{name}'")
-    if not found.kind.startswith("tls-creds-"):
-        raise InvalidArgument(f"Object with id '{name}' is not TLS credentials")
-    password = objects.secret(found.properties.get("passwordid"))
+    found, password = objects.tls_credentials(name)
     return tls.credentials(found.kind, found.properties, endpoint=endpoint, password=password)
 
 

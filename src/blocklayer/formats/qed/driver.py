@@ -358,8 +358,7 @@ class QedNode(FormatNode):
                         return entry + within
             return -1
 
-        # Whoever wants to know of writes to the file is told by the file's own verbs alone.
-        return Inline(lookup, lookup if self.file.hooks is None else None, descriptor)
+        return Inline(lookup, lookup, descriptor)
 
     # --- where bytes may go ---------------------------------------------------------------------
 

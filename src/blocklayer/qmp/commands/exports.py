@@ -197,14 +197,9 @@ def _tls(name: str) -> ssl.SSLContext:
     """The server's side of the credentials called `name`."""
     from blocklayer.nbd import tls
 
-    found = objects.find(name)
-    if found is None:
-        raise QmpError(f"No TLS credentials with id '{name}'")
-    if not found.kind.startswith("tls-creds"):
-        raise QmpError(f"Object with id '{name}' is not TLS credentials")
+    found, password = objects.tls_credentials(name)
     if found.properties.get("endpoint", tls.CLIENT) != tls.SERVER:
         raise QmpError("Expecting TLS credentials with a server endpoint")
-    password = objects.secret(found.properties.get("passwordid"))
     return tls.server_context(
         tls.credentials(found.kind, found.properties, endpoint=tls.SERVER, password=password)
     )
