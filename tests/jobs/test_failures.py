@@ -139,7 +139,7 @@ def test_a_switch_of_the_copy_mode_loses_no_mark() -> None:
 
 
 def test_an_early_flush_that_fails_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copying, "FLUSH_BYTES", 4 * MiB)
+    monkeypatch.setattr(copying, "WRITEBACK_BYTES", 4 * MiB)
     with stage() as here:
         source, target = MemoryNode(16 * MiB), MemoryNode(16 * MiB)
         source.writev(0, [memoryview(b"a" * 16 * MiB)])

@@ -8,6 +8,7 @@ import itertools
 import os
 import random
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -220,6 +221,41 @@ def test_no_flush_where_none_is_wanted(path: Path, monkeypatch: pytest.MonkeyPat
         node.flush()
         node.close()
         assert len(calls) == expected
+
+
+def test_writing_begins_before_a_flush_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    begin = file_io.begin_writeback
+
+    def note(descriptor: int) -> bool:
+        begun.append(descriptor)
+        return begin(descriptor)
+
+    monkeypatch.setattr(file_io, "begin_writeback", note)
+    for format in ("raw", "qed"):
+        image = tmp_path / format
+        blocklayer.create(image, format=format, size=MiB)
+        with blocklayer.open(image, format=format, mode="r+") as disk:
+            disk.write(0, b"x" * MiB)
+            assert disk.node.begin_flush() is sys.platform.startswith("linux")
+            assert len(begun) == 1
+            begun.clear()
+        with blocklayer.open(image, format=format, mode="r+", cache="unsafe") as disk:
+            assert disk.node.begin_flush()
+        with blocklayer.open(image, format=format) as disk:
+            assert disk.node.begin_flush()
+        assert not begun  # nobody will flush these
+
+
+def test_what_the_system_does_not_begin_is_no_error() -> None:
+    reading, writing = os.pipe()
+    try:
+        assert not file_io.begin_writeback(writing)
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 # --- holes ---

@@ -74,6 +74,10 @@ class FilterNode(Node):
         """Flush the child."""
         self.child.flush()
 
+    def begin_flush(self) -> bool:
+        """As the child can."""
+        return self.child.begin_flush()
+
     def truncate(self, size: int, preallocation: str = "off") -> None:
         """Resize the child."""
         self.child.truncate(size, preallocation)

@@ -162,6 +162,13 @@ class Node:
     def flush(self) -> None:
         """Everything written so far survives a power failure."""
 
+    def begin_flush(self) -> bool:
+        """Have the storage begin what a flush has to wait for; no promise, and no errors.
+
+        False: this storage can do no less than a whole flush.
+        """
+        return False
+
     def truncate(self, size: int, preallocation: str = "off") -> None:
         """Change `size`; new bytes read as zeroes. Raises `NotSupported`, `IoError`."""
         raise NotSupported(f"Cannot resize: driver '{self.driver}' does not support it")
@@ -408,3 +415,7 @@ class FormatNode(Node):
         if self.sink is not None:
             self.sink(self, "flush_to_disk", {})
         self.file.flush()
+
+    def begin_flush(self) -> bool:
+        """As the storage can."""
+        return self.file.begin_flush()

@@ -41,8 +41,11 @@ STEP_BYTES = 2 * MiB
 STEP_SPAN = 8 * MiB
 """Steps collect small dirty runs; if guests may wait for a step, those that lie near each other."""
 
+WRITEBACK_BYTES = 8 * MiB
+"""Data after which the target's storage is told to begin to write it, while the copy goes on."""
+
 FLUSH_BYTES = 64 * MiB
-"""Data after which the target is flushed while the copy goes on."""
+"""Data after which a target that cannot be told so is flushed."""
 
 WORKERS = 4
 """Steps in flight; more only make the same two memory buses wait for each other."""
@@ -114,8 +117,14 @@ class CopyingJob(Job):
         name = f"blocklayer-{self.id}"
         count = max(1, min(WORKERS, buffer // self._step_bytes))
         self._workers: Workers[Step] = Workers(name, count, self._step_bytes, self._take_step)
-        flush = self.target.flush
-        self._early = EarlyFlush(f"{name}-flush", FLUSH_BYTES, flush, self._early_flush_failed)
+        self._early = EarlyFlush(
+            f"{name}-flush",
+            every=WRITEBACK_BYTES,
+            whole=FLUSH_BYTES,
+            begin=self.target.node.begin_flush,
+            flush=self.target.flush,
+            failed=self._early_flush_failed,
+        )
         for node in (self.source, options["target"]):
             self.graph.block(node, self, self.busy)
         self._filter = self.make_filter()

@@ -77,19 +77,27 @@ class Workers(Generic[Step]):
 class EarlyFlush:
     """Has what is written brought to stable storage while more of it comes.
 
-    So the flush at the end has little left to do. `failed` is told of errors, in the thread that
-    met them: a system reports a lost write once, and later flushes succeed.
+    So the flush at the end has little left to do.
+
+    every   bytes after which the target is told to begin, if `begin` can tell it so
+    flush   done after `whole` bytes otherwise; `failed` is told of errors, in the thread that met
+            them: a system reports a lost write once, and later flushes succeed
     """
 
     def __init__(
         self,
         name: str,
+        *,
         every: int,
+        whole: int,
+        begin: Callable[[], bool],
         flush: Callable[[], None],
         failed: Callable[[Exception], None],
     ) -> None:
         self._name = name
         self._every = every
+        self._whole = whole
+        self._begin = begin
         self._flush = flush
         self._failed = failed
         self._written = 0
@@ -106,7 +114,9 @@ class EarlyFlush:
 
     def _run(self) -> None:
         try:
-            self._flush()
+            if not self._begin():
+                self._every = self._whole
+                self._flush()
         except Exception as error:
             self._failed(error)
 

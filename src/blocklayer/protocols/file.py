@@ -236,6 +236,12 @@ class FileNode(Node):
                 self._flush_failed = True
                 raise IoError.from_os(error, "flush", self.filename) from None
 
+    def begin_flush(self) -> bool:
+        """sync_file_range, which leaves the errors of what it starts to the next flush."""
+        if self._flags.cache.no_flush or self.read_only:
+            return True
+        return file_io.begin_writeback(self.descriptor)
+
     def truncate(self, size: int, preallocation: str = "off") -> None:
         """Change the file's length."""
         if self.is_device:

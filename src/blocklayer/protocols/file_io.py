@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import cache
 
 from blocklayer.base.buffers import Vector
 
@@ -58,3 +59,28 @@ def _pwrite(descriptor: int, data: memoryview, offset: int) -> int:
     with _position_lock:
         os.lseek(descriptor, offset, os.SEEK_SET)
         return os.write(descriptor, data)
+
+
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+def begin_writeback(descriptor: int) -> bool:
+    """Have the system write the file's dirty pages, without waiting; whether it does.
+
+    An error of that writing is told to whoever flushes the file.
+    """
+    function = _sync_file_range()
+    return function is not None and function(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE) == 0
+
+
+@cache
+def _sync_file_range():  # type: ignore[no-untyped-def]  # a ctypes function, or None
+    """sync_file_range(2), which only Linux has, and Python does not offer."""
+    try:
+        import ctypes
+
+        function = ctypes.CDLL(None, use_errno=True).sync_file_range
+        function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    except (ImportError, AttributeError, OSError):
+        return None
+    return function
