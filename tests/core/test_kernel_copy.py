@@ -11,6 +11,7 @@ import pytest
 import blocklayer
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.disk import Disk
+from blocklayer.core.hooks import WriteHooks
 from blocklayer.core.kernel_copy import AVAILABLE, copy_in_kernel
 from blocklayer.protocols.memory import MemoryNode
 
@@ -105,3 +106,23 @@ def test_dirty_bitmaps_see_it(tmp_path: Path) -> None:
         bitmap = target.add_bitmap("b", 64 * KiB)
         assert copy_in_kernel(source.node, target, MiB, 64 * KiB) == 64 * KiB
         assert list(bitmap.runs()) == [(MiB, 64 * KiB)]
+
+
+@pytest.mark.parametrize("target_format", FORMATS)
+def test_a_watched_file_below_the_target_is_written_by_its_own_verbs(
+    tmp_path: Path, target_format: str
+) -> None:
+    with (
+        make(tmp_path / "source", "raw", content()) as source,
+        make(tmp_path / "target", target_format) as target,
+    ):
+        below = target.node.children["file"]
+        hooks = WriteHooks()
+        bitmap = hooks.add_bitmap("b", below.size, 64 * KiB, enabled=True)
+        below.set_hooks(hooks)
+        size = below.size
+        assert copy_in_kernel(source.node, target, 0, SIZE) == 0
+        assert not list(bitmap.runs())
+        assert below.size == size  # no cluster was given a place for nothing
+        below.set_hooks(None)
+        assert copy_in_kernel(source.node, target, 0, SIZE) > 0
