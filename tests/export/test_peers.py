@@ -8,7 +8,6 @@ import json
 import os
 import random
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from blocklayer.testing.model import ModelDisk
 from tests.export.conftest import Serve, Served
 from tests.support import needs, needs_root
 from tests.support.crew import run_together
+from tests.support.mounts import mounted, needs_loop, shown_as_device, shown_as_file
 
 Make = Callable[..., Disk]
 SIZE = 16 * MiB
@@ -360,13 +360,9 @@ def test_fio_verifies(make: Make, serve: Serve, tmp_path: Path, kind: str) -> No
 # --- a kernel's file system ---------------------------------------------------------------------
 
 
-def can_mount() -> bool:
-    return os.path.exists("/dev/fuse") and os.path.exists("/dev/loop-control")
-
-
 @needs("nbdfuse", "mkfs.ext4")
 @needs_root()
-@pytest.mark.skipif(not can_mount(), reason="there is no FUSE or no loop device here")
+@needs_loop()
 @pytest.mark.parametrize("kind", ["qed", "backed"])
 def test_a_file_system_of_the_kernel(
     make: Make, serve: Serve, tmp_path: Path, seed: int, kind: str
@@ -377,38 +373,15 @@ def test_a_file_system_of_the_kernel(
         make(size, name="base.qed").close()
         options = {"backing": str(tmp_path / "base.qed"), "backing_format": "qed"}
     served = serve(make(size, **options))
-    fuse, mount = tmp_path / "fuse", tmp_path / "mount"
-    fuse.mkdir()
-    mount.mkdir()
-    nbdfuse = subprocess.Popen(["nbdfuse", str(fuse), uri(served)])
-    try:
-        device_file = fuse / "nbd"
-        deadline = time.monotonic() + 20
-        while not device_file.exists():
-            assert nbdfuse.poll() is None, "nbdfuse has ended"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        run("mkfs.ext4", "-q", "-F", device_file)
-        loop = run("losetup", "--find", "--show", device_file).strip()
-        try:
-            run("mount", loop, mount)
-            try:
+    with shown_as_file(uri(served), tmp_path / "fuse") as file:
+        run("mkfs.ext4", "-q", "-F", file)
+        with shown_as_device(file) as device:
+            with mounted(device, tmp_path / "mount") as mount:
                 expected = load(mount, seed)
-            finally:
-                run("umount", mount)
-            run("mount", "-o", "ro", loop, mount)
-            try:
+            with mounted(device, tmp_path / "mount", "-o", "ro") as mount:
                 for name, data in expected.items():
                     assert (mount / name).read_bytes() == data, name
-            finally:
-                run("umount", mount)
-            run("e2fsck", "-f", "-n", loop)
-        finally:
-            run("losetup", "--detach", loop)
-    finally:
-        run("umount", fuse, check=False)
-        nbdfuse.terminate()
-        nbdfuse.wait(20)
+            run("e2fsck", "-f", "-n", device)
     served.server.stop()
     served.disk.close()
     assert blocklayer.check(served.disk.filename).clean

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,9 @@ import pytest
 
 import blocklayer
 from blocklayer.base.units import KiB, MiB
+from tests.qmp.daemons import OURS, Conversation
+from tests.support.nbd_peer import NbdPeer
+from tests.support.stamps import SIZE, Writers, prepare
 
 SPACING = 64 * KiB
 
@@ -67,3 +71,74 @@ def test_killed(tmp_path: Path, mode: str, seed: int) -> None:
         for place, number in newest.items():
             found = int(disk.read(place * SPACING + 4000, 8))
             assert number <= found <= number + len(lines), f"place {place} is older than told"
+
+
+# --- a daemon with clients ------------------------------------------------------------------------
+
+
+def kill_daemon(
+    folder: Path, kind: str, target: str, mode: str, rng: random.Random, *, ready: bool
+) -> int:
+    """One mirror under the load of NBD clients, killed; how much the clients were promised.
+
+    ready  killed after the job was ready, not before
+    """
+    image, format, below = prepare(folder, kind)
+    copy, socket = folder / "copy", folder / "nbd.sock"
+    blocklayer.create(str(copy), format=target, size=SIZE)
+    options: list[str] = []
+    for name, driver, path in (("source", format, image), ("target", target, copy)):
+        node = f"driver={driver},node-name={name},file.driver=file,file.filename={path}"
+        options += ["--blockdev", node]
+    options += ["--nbd-server", f"addr.type=unix,addr.path={socket}"]
+    options += ["--export", "type=nbd,id=e,node-name=source,name=disk,writable=on"]
+    with Conversation(folder, OURS, tuple(options), killed=True) as talk:
+        writers = Writers(lambda mode: NbdPeer(socket, export="disk", mode=mode), rng)
+        time.sleep(0.1)
+        talk.do(
+            "blockdev-mirror",
+            job_id="j",
+            device="source",
+            target="target",
+            sync="full",
+            copy_mode=mode,
+            speed=0 if ready else 8 * MiB,
+        )
+        if ready:
+            talk.event("BLOCK_JOB_READY", device="j")
+        time.sleep(rng.uniform(0.1, 1))
+        (job,) = talk.do("query-block-jobs")
+        assert job["ready"] == ready
+        writers.require_alive()
+        talk.process.send_signal(signal.SIGKILL)
+        talk.process.wait(20)
+        writers.end()
+    writers.check(image, format, below)
+    if kind == "backed":
+        assert (folder / "base").read_bytes() == below, "the backing file was changed"
+    if target == "qed":
+        assert not blocklayer.check(str(copy)).corruptions
+    return writers.promises
+
+
+@pytest.mark.parametrize("ready", [False, True])
+@pytest.mark.parametrize("mode", ["background", "write-blocking"])
+@pytest.mark.parametrize(("kind", "target"), [("raw", "qed"), ("qed", "raw"), ("backed", "qed")])
+def test_daemon_killed(
+    tmp_path: Path, seed: int, kind: str, target: str, mode: str, ready: bool
+) -> None:
+    promises = kill_daemon(tmp_path, kind, target, mode, random.Random(seed), ready=ready)
+    assert promises, "nothing was promised: this shows nothing"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["background", "write-blocking"])
+@pytest.mark.parametrize(("kind", "target"), [("raw", "qed"), ("qed", "raw"), ("backed", "qed")])
+def test_daemon_killed_again_and_again(
+    tmp_path: Path, seed: int, kind: str, target: str, mode: str
+) -> None:
+    rng = random.Random(seed)
+    for number in range(30):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        kill_daemon(folder, kind, target, mode, rng, ready=rng.random() < 0.5)
