@@ -18,11 +18,12 @@ from contextlib import ExitStack, contextmanager
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, ReadOnly
 from blocklayer.base.options import OptionTree, nest
 from blocklayer.core import graph_edges as edges
+from blocklayer.core import graph_uses
 from blocklayer.core.disk import Disk
 from blocklayer.core.graph_disk import CountingGraphDisk, GraphDisk, PlainGraphDisk
 from blocklayer.core.graph_options import Builder, Built, Settings, check_name, take_settings
 from blocklayer.core.node import FormatNode, Node
-from blocklayer.core.permissions import ALL, READ, RESIZE, WRITE, Use, require_compatible
+from blocklayer.core.permissions import ALL, READ, RESIZE, WRITE, Use
 from blocklayer.core.requests import Tracker
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -113,12 +114,7 @@ class Graph:
 
     def uses(self, node: Node) -> list[Use]:
         """Who uses a node, and how: disks on it and parents."""
-        entry = self.entry(node)
-        uses = [disk.use for disk in entry.disks]
-        for edge in self.parents(node):
-            above = self.uses(edge.parent)
-            uses.append(edges.use_of(edge, f"node '{self.name_of(edge.parent)}'", above))
-        return uses
+        return graph_uses.uses_of(self, node)
 
     def backing_chain(self, node: Node) -> list[Node]:
         """`node` and what lies below it, layer by layer; filters on the way are left out."""
@@ -147,7 +143,7 @@ class Graph:
             before = set(self._entries)
             try:
                 node = self._register(built)
-                self._require_compatible_edges(node)
+                graph_uses.require_edges(self, node)
             except BaseException:
                 for name in self._entries.keys() - before:
                     entry = self._entries.pop(name)
@@ -258,14 +254,6 @@ class Graph:
             if name not in self._entries:
                 return name
 
-    def _require_compatible_edges(self, node: Node) -> None:
-        for edge in self.children(node):
-            others = [
-                use for use in self.uses(edge.child) if use.who != f"node '{self.name_of(node)}'"
-            ]
-            new = edges.use_of(edge, f"node '{self.name_of(node)}'", [])
-            require_compatible(self.name_of(edge.child), others, new)
-
     def _let_go(self, node: Node, *, recurse: bool = True) -> None:
         """Close a node that nobody wants any more, and then what only it wanted."""
         entry = self.entry(node)
@@ -334,26 +322,11 @@ class Graph:
             needs = {READ, *([WRITE] if writable else []), *([RESIZE] if resizes else [])}
             use = Use(user, role, frozenset(needs), shares)
             if not trusted:
-                self._require_use(entry.node, use)
+                graph_uses.require_use(self, entry.node, use)
             kind = CountingGraphDisk if stats else PlainGraphDisk
             disk: GraphDisk = kind(self, entry, use, follows=follows, writethrough=writethrough)
             entry.disks.append(disk)
             return disk
-
-    def _require_use(self, node: Node, use: Use) -> None:
-        """The new use must get along with other users, here and of what is below."""
-        require_compatible(self.name_of(node), self.uses(node), use)
-        for edge in self.children(node):
-            if edges.passes_on(edge):
-                others = [
-                    other
-                    for other in self.uses(edge.child)
-                    if other.who != f"node '{self.name_of(node)}'"
-                ]
-                who = f"node '{self.name_of(node)}'"
-                require_compatible(
-                    self.name_of(edge.child), others, Use(who, edge.role, use.needs, use.shares)
-                )
 
     def forget_disk(self, disk: GraphDisk) -> None:
         """A disk was closed."""
@@ -413,7 +386,7 @@ class Graph:
         with self.drained(old, new):
             old_entry, new_entry = self.entry(old), self.entry(new)
             for edge in self.parents(old):
-                if edge.parent is not new and not self._is_below(new, edge.parent):
+                if edge.parent is not new and not self.is_below(new, edge.parent):
                     edges.turn(edge, new)
             moving = [disk for disk in old_entry.disks if disk.follows]
             shared = old.tracker is new.tracker
@@ -427,9 +400,10 @@ class Graph:
                 self._renew_tracker(gone)
             self._refresh_above(new)
 
-    def _is_below(self, node: Node, below: Node) -> bool:
+    def is_below(self, node: Node, below: Node) -> bool:
+        """Whether a node stands on another one, whatever lies between them."""
         return any(
-            edge.child is below or self._is_below(edge.child, below) for edge in self.children(node)
+            edge.child is below or self.is_below(edge.child, below) for edge in self.children(node)
         )
 
     def _renew_tracker(self, gone: Tracker) -> None:
@@ -482,7 +456,7 @@ class Graph:
             if overlay.backing is not None:
                 raise InvalidArgument("The overlay already has a backing image")
             self.require_unblocked(node)
-            if overlay is node or self._is_below(node, overlay):
+            if overlay is node or self.is_below(node, overlay):
                 raise InvalidArgument(f"Making '{entry.name}' a backing child of itself")
             if not node.read_only:
                 node.flush()
@@ -493,7 +467,7 @@ class Graph:
     def set_backing(self, overlay: FormatNode, backing: Node | None) -> None:
         """Change what lies below an image, in this process; the image's header is not touched."""
         with self.drained(overlay):
-            before = overlay.backing
+            before = edges.backing_of(overlay)
             overlay.attach_backing(backing)
             self._refresh_above(overlay)
             if before is not None and id(before) in self._by_node and before is not backing:
@@ -531,7 +505,7 @@ class Graph:
             below = self.find(wanted) if isinstance(wanted, str) else None
             if isinstance(wanted, dict):
                 raise InvalidArgument("The backing node must be given by its name or be null")
-            if below is not entry.node.backing:
+            if below is not edges.backing_of(entry.node):
                 self._require_free_backing(entry, entry.node)
                 backing = [below]
         known.pop("backing", None)
@@ -546,10 +520,11 @@ class Graph:
 
     def _require_free_backing(self, entry: Entry, overlay: FormatNode) -> None:
         """Jobs that work with an image rely on what lies below it."""
-        if entry.blocked and overlay.backing is not None:
-            below = self.name_of(overlay.backing)
+        below = edges.backing_of(overlay)
+        if entry.blocked and below is not None:
             raise InvalidArgument(
-                f"Cannot change frozen 'backing' link from '{entry.name}' to '{below}'"
+                f"Cannot change frozen 'backing' link from '{entry.name}' to"
+                f" '{self.name_of(below)}'"
             )
         self.require_unblocked(overlay)
 

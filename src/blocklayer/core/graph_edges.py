@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Edges of the graph: from a node to a child, through nodes that belong to the parent alone.
 
-`Padded` nodes are such: they stand before storage that needs alignment, and nobody names them.
+`Padded` nodes are such: they stand before storage that needs alignment, and nobody names them; and
+so are those of `point_in_time`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.padding import Padded
 from blocklayer.core.permissions import ALL, READ, RESIZE, WRITE, Use
+from blocklayer.core.point_in_time import PointInTime
 
 
 class Edge(Record, frozen=True):
@@ -41,8 +43,17 @@ def public_children(node: Node) -> list[Node]:
     """Children that can have a name: not what stands directly below a `Padded`."""
     found: list[Node] = []
     for child in node.children.values():
-        found += public_children(child) if isinstance(node, Padded) else [child]
+        hidden = isinstance(node, Padded) or isinstance(child, PointInTime)
+        found += public_children(child) if hidden else [child]
     return found
+
+
+def backing_of(node: Node) -> Node | None:
+    """What an overlay lies over, of what can have a name."""
+    below = node.backing if isinstance(node, FormatNode) else None
+    while isinstance(below, PointInTime):
+        below = below.child
+    return below
 
 
 def turn(edge: Edge, new: Node) -> None:
@@ -101,7 +112,8 @@ def use_of(edge: Edge, who: str, above: Sequence[Use]) -> Use:
     if edge.role == "target":  # what a job's filter has for its job, which has a disk there
         return Use(who, edge.role, frozenset(), ALL)
     if edge.role == "backing":
-        return Use(who, edge.role, frozenset({READ}), frozenset({READ}))
+        may_change = all(WRITE in use.shares for use in above)
+        return Use(who, edge.role, frozenset({READ}), ALL if may_change else frozenset({READ}))
     if edge.parent.read_only:
         return Use(who, edge.role, frozenset({READ}), frozenset({READ}))
     return Use(who, edge.role, frozenset({READ, WRITE, RESIZE}), frozenset({READ}))

@@ -8,10 +8,13 @@ to the target itself; the job copies the rest. Nobody copies anything twice:
     after that the guest may write:  whoever looks finds that nothing is left there
 
 A guest never fails because the target does: then the backup has failed.
+
+The target may be an overlay of the source, and be read meanwhile: see `fleecing`.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.buffers import Vector
@@ -19,7 +22,10 @@ from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.units import KiB
 from blocklayer.core.bitmap import Bitmap, DirtyBitmap
 from blocklayer.core.mapping import row_batches
+from blocklayer.core.permissions import READ as OTHERS_READ
+from blocklayer.core.permissions import WRITE as OTHERS_WRITE
 from blocklayer.jobs.copying import CopyingJob, Step, default_granularity
+from blocklayer.jobs.fleecing import Fleecing, layer_over
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.job_filter import JobFilter
 from blocklayer.jobs.mirror_engine import READ, IoFailed, Moved
@@ -65,8 +71,10 @@ class BackupJob(CopyingJob):
     """See the module."""
 
     type = "backup"
+    target_shares = frozenset({OTHERS_READ, OTHERS_WRITE})
     _saved: Bitmap | None = None
     """What the bitmap held when the job began."""
+    _fleecing: Fleecing | None = None
 
     def make_filter(self) -> BeforeWriteFilter:
         """Sees guests' writes."""
@@ -77,6 +85,9 @@ class BackupJob(CopyingJob):
         """The moment that is kept: the bitmap is taken, and everything after it is new."""
         with self.graph.drained(self.source):
             super().enter()  # what may fail comes first
+            if self.options["layer"] is not None:
+                self._fleecing = Fleecing(self.graph, self.engine, *self.options["layer"])
+                self._fleecing.begin()
             sync, bitmap = self.options["sync"], self.options["bitmap_object"]
             if bitmap is not None:
                 self._saved = Bitmap(bitmap.size, bitmap.granularity)
@@ -90,6 +101,18 @@ class BackupJob(CopyingJob):
             else:
                 self.engine.dirty.set(0, self.engine.size)
 
+    def leave(self, to: Node | None = None) -> None:
+        """Take the filter out; nothing is kept any more."""
+        if self._fleecing is None:
+            super().leave(to)
+            return
+        with self.graph.drained(self.source):
+            self._fleecing.end(complete=not self.engine.stopped)
+            super().leave(to)
+
+    def _copying_up(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._fleecing is None else self._fleecing.copying()
+
     # --- guests ---------------------------------------------------------------------------------
 
     def before_change(self, offset: int, length: int) -> None:
@@ -98,7 +121,8 @@ class BackupJob(CopyingJob):
         if engine.stopped or not engine.dirty.any_set(offset, length):
             return
         try:
-            moved = engine.copy_marked([(offset, length)], bytearray(GUEST_BUFFER), whole=True)
+            with self._copying_up():
+                moved = engine.copy_marked([(offset, length)], bytearray(GUEST_BUFFER), whole=True)
             self._guest_moved(moved.data + moved.zero)
         except IoFailed as failure:
             reading = failure.side == READ
@@ -123,7 +147,8 @@ class BackupJob(CopyingJob):
         if sync == "top":
             self._leave_out_backing()
         punching = self.target.detect_zeroes == "unmap"
-        if sync == "full" and not punching and self.target_reads_as_zero():
+        alone = self._fleecing is None  # else what is zero there is what the source has now
+        if sync == "full" and alone and not punching and self.target_reads_as_zero():
             self.engine.know_dirty_as_zero()
         self.copy_all()
         self.flush_target()
@@ -154,7 +179,8 @@ class BackupJob(CopyingJob):
 
     def do_step(self, step: Step, buffer: bytearray) -> Moved:
         """Copy what is still left of a step."""
-        return self.engine.copy_marked(step.runs, buffer)
+        with self._copying_up():
+            return self.engine.copy_marked(step.runs, buffer)
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -235,6 +261,7 @@ def start(
     granularity = max(64 * KiB, default_granularity(destination))
     options = {
         "target": destination,
+        "layer": layer_over(graph, destination, source),
         "sync": sync,
         "bitmap_object": found,
         "bitmap_mode": bitmap_mode,

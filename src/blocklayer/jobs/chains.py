@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.opening import backing_path, is_same_file
+from blocklayer.core.permissions import READ
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from blocklayer.core.graph import Graph
+    from blocklayer.core.graph_disk import GraphDisk
     from blocklayer.core.node import FormatNode, Node
 
 
@@ -36,6 +40,23 @@ def find_file(chain: list[Node], name: str) -> Node | None:
         if layer.filename in names or any(is_same_file(each, layer.filename) for each in names):
             return layer
     return None
+
+
+def hold(graph: Graph, layers: Iterable[Node], user: str, held: list[GraphDisk]) -> None:
+    """Nobody writes to the layers until what was added to `held` is closed.
+
+    Raises `InvalidArgument` if somebody does.
+    """
+    for layer in layers:
+        held.append(
+            graph.open_disk(
+                layer,
+                user=user,
+                role="intermediate node",
+                shares=frozenset({READ}),
+                follows=False,
+            )
+        )
 
 
 def store_backing(overlay: FormatNode, backing: Node | None, name: str | None = None) -> None:

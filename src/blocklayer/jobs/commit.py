@@ -15,6 +15,7 @@ from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.units import MiB
 from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.node import FormatNode
+from blocklayer.core.permissions import READ
 from blocklayer.jobs import chains
 from blocklayer.jobs.copying import CopyingJob
 from blocklayer.jobs.job import REPORT, check_policy
@@ -38,10 +39,16 @@ class _IntoBase(CopyingJob):
     type = "commit"
     _was_read_only = False
 
+    def __init__(self, *arguments: Any) -> None:
+        self._held: list[GraphDisk] = []
+        super().__init__(*arguments)
+
     def open_target(self, node: Node) -> GraphDisk:
         """The base, which may be read-only until now, and may have to grow."""
         for layer in self.options["layers"]:
             self.graph.block(layer, self, self.busy)
+        user = f"commit job '{self.id}'"
+        chains.hold(self.graph, [*self.options["held"], node], user, self._held)
         self._was_read_only = node.read_only
         if node.read_only:
             node.reopen(read_only=False)
@@ -49,11 +56,18 @@ class _IntoBase(CopyingJob):
             node,
             writable=True,
             resizes=True,
-            user=f"commit job '{self.id}'",
+            user=user,
             role="target",
+            shares=frozenset({READ}),
             follows=False,
             trusted=True,
         )
+
+    def clean(self) -> None:
+        """Let go of everything."""
+        for disk in self._held:
+            disk.close()
+        super().clean()
 
     def grow_base(self) -> None:
         """The base must have room for everything."""
@@ -184,6 +198,7 @@ def start(
     options: dict[str, Any] = {
         "target": last,
         "layers": chain[at:end],
+        "held": [layer for layer in chain[at:end] if layer is not skip_filters(active)],
         "depth": end - at,
         "sync": "top",
         "replaces": None,

@@ -16,6 +16,7 @@ from blocklayer.jobs.job import IGNORE, REPORT, Job, check_policy
 if TYPE_CHECKING:
     from blocklayer.base.extent import Row
     from blocklayer.core.graph import Graph
+    from blocklayer.core.graph_disk import GraphDisk
     from blocklayer.core.node import Node
     from blocklayer.jobs.manager import Jobs
     from blocklayer.jobs.transaction import JobTransaction
@@ -40,8 +41,14 @@ class StreamJob(Job):
         self._was_read_only = node.read_only
         common = ("speed", "auto_finalize", "auto_dismiss", "transaction")
         super().__init__(jobs, job_id, **{name: options[name] for name in common})
+        self._held: list[GraphDisk] = []
         for layer in (node, *options["layers"]):
             graph.block(layer, self, "block device is in use by block job: stream")
+        try:
+            chains.hold(graph, options["layers"], f"stream job '{job_id}'", self._held)
+        except BaseException:
+            self.fail_early()
+            raise
 
     def run(self) -> None:
         """Copy up. Raises `JobCancelled`, and what went wrong."""
@@ -101,6 +108,8 @@ class StreamJob(Job):
 
     def clean(self) -> None:
         """Let go of the layers."""
+        for disk in self._held:
+            disk.close()
         self.graph.unblock(self)
         if self._was_read_only:
             chains.only_read_again(self.graph, self.node)

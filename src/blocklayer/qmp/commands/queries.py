@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.errors import OpenError
+from blocklayer.core.graph_edges import backing_of
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.opening import backing_path
 from blocklayer.qmp.schema import nodes as schema
@@ -28,7 +29,7 @@ def query_named_block_nodes(context: Context, arguments: schema.QueryNodes) -> A
 
 def _node_info(context: Context, entry: Entry, *, flat: bool) -> schema.NodeInfo:
     node, settings = entry.node, entry.settings
-    below = _below(node)
+    below = backing_of(node)
     cache = settings.cache
     return schema.NodeInfo(
         file=node.filename,
@@ -54,10 +55,6 @@ def _node_info(context: Context, entry: Entry, *, flat: bool) -> schema.NodeInfo
     )
 
 
-def _below(node: Node) -> Node | None:
-    return node.backing if isinstance(node, FormatNode) else None
-
-
 def _image_info(node: Node, *, flat: bool) -> schema.ImageInfo:
     specific = node.info()
     stored = node.backing_filename if isinstance(node, FormatNode) else None
@@ -67,7 +64,7 @@ def _image_info(node: Node, *, flat: bool) -> schema.ImageInfo:
             full = backing_path(node.filename, stored)
         except OpenError:
             full = None  # it cannot be told from here
-    below = _below(node)
+    below = backing_of(node)
     return schema.ImageInfo(
         filename=node.filename,
         format=node.driver,
@@ -128,7 +125,7 @@ def query_blockstats(context: Context, arguments: schema.QueryStats) -> Any:
 
 def _with_stats(context: Context, node: Node) -> schema.NodeWithStats:
     graph = context.graph
-    below = _below(node)
+    below = backing_of(node)
     stored = [edge.child for edge in graph.children(node) if edge.role == "file"]
     return schema.NodeWithStats(
         node_name=graph.name_of(node),

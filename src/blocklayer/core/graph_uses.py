@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who uses a node of a graph, and whether one more user gets along with the others.
+
+What a user of a node needs and leaves to others goes on to what lies below: filters pass it on as
+it is, an overlay only reads what it lies over, and minds changes of it as much as its users do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blocklayer.core import graph_edges as edges
+from blocklayer.core.node import Node
+from blocklayer.core.permissions import Use, require_compatible
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.core.graph import Graph
+
+
+def uses_of(graph: Graph, node: Node) -> list[Use]:
+    """Who uses a node, and how: disks on it and parents."""
+    uses = [disk.use for disk in graph.entry(node).disks]
+    for edge in graph.parents(node):
+        uses.append(edges.use_of(edge, _who(graph, edge.parent), uses_of(graph, edge.parent)))
+    return uses
+
+
+def require_use(graph: Graph, node: Node, new: Use) -> None:
+    """Raise `InvalidArgument` unless the new user gets along with those here and further down."""
+    uses = uses_of(graph, node)
+    require_compatible(graph.name_of(node), uses, new)
+    _require_below(graph, node, uses, [*uses, new])
+
+
+def _require_below(graph: Graph, node: Node, before: Sequence[Use], after: Sequence[Use]) -> None:
+    """The same for the children of a node, whose users were and are going to be."""
+    who = _who(graph, node)
+    for edge in graph.children(node):
+        known, new = edges.use_of(edge, who, before), edges.use_of(edge, who, after)
+        if new == known:
+            continue
+        uses = uses_of(graph, edge.child)
+        others = [use for use in uses if use.who != who]
+        require_compatible(graph.name_of(edge.child), others, new)
+        _require_below(graph, edge.child, uses, [*others, new])
+
+
+def require_edges(graph: Graph, node: Node) -> None:
+    """Raise `InvalidArgument` unless a new node, without users yet, gets along with others."""
+    who = _who(graph, node)
+    for edge in graph.children(node):
+        others = [use for use in uses_of(graph, edge.child) if use.who != who]
+        require_compatible(graph.name_of(edge.child), others, edges.use_of(edge, who, []))
+
+
+def _who(graph: Graph, node: Node) -> str:
+    return f"node '{graph.name_of(node)}'"
