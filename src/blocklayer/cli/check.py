@@ -7,6 +7,7 @@ Exit codes: 0 nothing is wrong (any more), 1 the check itself failed, 2 corrupti
 
 from __future__ import annotations
 
+import os
 import sys
 
 from blocklayer.base.errors import NotSupported
@@ -104,6 +105,7 @@ def run(arguments: Arguments) -> int:
     as_json = wants_json(arguments)
     cache = cache_name(arguments, "T", "writeback", what="source ")
     quiet = "quiet" in arguments
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's linear algebra is not used here
     result = _check(arguments, image, repair, cache)
     if not quiet and not as_json:
         _list_problems(result, dry_run)
