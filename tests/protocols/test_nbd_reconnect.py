@@ -157,6 +157,64 @@ def test_a_server_killed_and_started_again(tmp_path: Path) -> None:
                 assert data[start : start + 4096] == bytes([number + 1]) * 4096
 
 
+# --- flushing over the end of a connection ------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["write", "zero", "discard", "many"])
+def test_what_was_not_flushed_when_the_connection_was_lost(verb: str, tmp_path: Path) -> None:
+    """Nobody knows whether it is still there: no flush may say that it is."""
+    with fake_server(tmp_path / "s", serve, serve) as server:
+        disk = opened(server.path)
+        change: dict[str, Callable[[], object]] = {
+            "write": lambda: disk.write(0, b"data" * 128),
+            "zero": lambda: disk.write_zeroes(0, 4096),
+            "discard": lambda: disk.node.discard(0, 4096),
+            "many": lambda: disk.write_many([(0, b"data" * 128), (4096, b"data" * 128)]),
+        }
+        change[verb]()
+        server.hang_up()
+        wait_for_loss(disk)
+        assert disk.read(0, 4) == b"ssss"
+        assert server.accepted == 2
+        for _ in range(2):
+            with pytest.raises(IoError, match="not flushed, so data may be lost"):
+                disk.flush()
+        with pytest.raises(IoError, match="data may be lost"):
+            disk.close()
+
+
+def test_what_was_flushed_before_is_safe(tmp_path: Path) -> None:
+    with fake_server(tmp_path / "s", serve, serve, serve) as server:
+        with opened(server.path) as disk:
+            disk.write(0, b"data" * 128)
+            disk.flush()
+            server.hang_up()
+            wait_for_loss(disk)
+            disk.flush()
+            disk.write(0, b"data" * 128)
+            disk.flush()
+        assert server.accepted == 2
+
+
+def test_a_disk_that_is_to_survive_its_server_trusts_it(tmp_path: Path) -> None:
+    with fake_server(tmp_path / "s", serve, serve) as server:
+        with opened(server.path, **only("reconnect-delay", 10)) as disk:
+            disk.write(0, b"data" * 128)
+            server.hang_up()
+            wait_for_loss(disk)
+            disk.flush()
+        assert server.accepted == 2
+
+
+def wait_for_loss(disk: Disk) -> None:
+    """Until the client knows that its server has gone."""
+    client = disk.node.children["file"].client  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 10
+    while client._lanes[0]._connection.lost is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 # --- giving up ----------------------------------------------------------------------------------
 
 

@@ -60,6 +60,12 @@ class FakeServer:
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
 
+    def hang_up(self) -> None:
+        """End the connections that there are; others may come."""
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def forget_ended(self) -> None:
         """Wait for the connections that there have been."""
         for thread in self._threads:

@@ -43,6 +43,8 @@ class Client:
     ) -> None:
         wish, settings = wish or Wish(), settings or Settings()
         self._turn = 0
+        self.survives_losses = settings.reconnect_delay > 0
+        """Whether requests wait for another connection when one is lost."""
         self._waits = waits = Waits()
         self._lanes: list[Lane] = []
         client_waits.register(self)
@@ -63,6 +65,10 @@ class Client:
     def agreement(self) -> Agreement:
         """What the server offers."""
         return self._lanes[0].agreement
+
+    def losses(self) -> int:
+        """Connections that the server, or the way to it, has ended, and that were replaced."""
+        return sum(lane.losses for lane in self._lanes)
 
     def run(self, commands: Sequence[Command]) -> None:
         """Have all of `commands` answered; each has its own `error`.

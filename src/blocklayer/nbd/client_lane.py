@@ -76,6 +76,8 @@ class Lane:
         self._closed = False
         self._tried_at = 0.0
         self._failure: BlocklayerError | None = None
+        self.losses = 0
+        """Connections that were lost, not given up, and that others have replaced."""
         with waits.connecting():
             self._connection = self._open()
         self.agreement = self._connection.agreement
@@ -175,6 +177,8 @@ class Lane:
             self._failure, self._tried_at = error, time.monotonic()
             return error
         old, self._connection, self._failure = self._connection, connection, None
+        if old.lost is None or old.lost.errno != errno.EINTR:
+            self.losses += 1
         old.close()
         return None
 

@@ -33,6 +33,7 @@ from blocklayer.nbd import wire
 from blocklayer.nbd.client import Client
 from blocklayer.nbd.client_command import Command
 from blocklayer.nbd.client_handshake import Wish
+from blocklayer.protocols.nbd_flush import Unflushed
 from blocklayer.protocols.nbd_options import take_options
 from blocklayer.protocols.nbd_padding import PaddedExport
 from blocklayer.protocols.nbd_status import BlockStatus
@@ -63,6 +64,7 @@ class NbdNode(Node):
         super().__init__(filename, read_only=read_only)
         self.client = client
         self._no_flush = flags.cache.no_flush
+        self._unflushed = Unflushed(client.losses)
         agreement, info = client.agreement, client.agreement.info
         if agreement.has(wire.FLAG_READ_ONLY) and not read_only:
             raise ReadOnly("request on write denied without write permission")
@@ -193,11 +195,23 @@ class NbdNode(Node):
         ]
 
     def flush(self) -> None:
-        """Have the server flush. A server that does not offer it has nothing to flush."""
+        """Have the server flush. A server that does not offer it has nothing to flush.
+
+        Fails for ever once a connection was lost between a write and its flush, unless requests
+        are to survive that (`reconnect-delay`): then it is the server's promise alone.
+        """
         if self.read_only or self._no_flush:
             return
-        if self.client.agreement.has(wire.FLAG_SEND_FLUSH):
-            self._run([Command(wire.CMD_FLUSH)])
+        if not self.client.agreement.has(wire.FLAG_SEND_FLUSH):
+            return
+        safe = self._unflushed.flush(lambda: self._run([Command(wire.CMD_FLUSH)]))
+        if not safe and not self.client.survives_losses:
+            raise IoError(
+                "the connection was lost after writes that were not flushed, so data may be lost",
+                self.filename,
+                errno.EIO,
+                "flush",
+            )
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -206,6 +220,17 @@ class NbdNode(Node):
         self._run(commands, self._run_changing)
 
     def _run_changing(self, commands: list[Command]) -> None:
+        losses = self.client.losses()
+        try:
+            self._run_past_status(commands)
+        except BaseException:
+            if len(commands) > 1:  # some may have been acknowledged
+                self._unflushed.note(losses)
+            raise
+        if not all(command.error for command in commands):
+            self._unflushed.note(losses)
+
+    def _run_past_status(self, commands: list[Command]) -> None:
         status = self._status
         if status is None or not commands:
             self.client.run(commands)
