@@ -233,7 +233,11 @@ def test_clients_of_an_export_see_bitmaps(talk: Conversation) -> None:
     io(talk, "m", "write 64k 64k")
     nbd = str(talk.folder / "nbd")
     talk.do("nbd-server-start", addr={"type": "unix", "data": {"path": nbd}})
-    talk.do("block-export-add", type="nbd", id="e", node_name="m", name="x", bitmaps=["b"])
+    export = {"type": "nbd", "id": "e", "node_name": "m", "name": "x", "bitmaps": ["b"]}
+    words = talk.refused("block-export-add", **export)
+    assert words == "Enabled bitmap 'b' incompatible with readonly export"
+    talk.do("block-dirty-bitmap-disable", node="m", name="b")
+    talk.do("block-export-add", **export)
     options = (
         f"driver=nbd,export=x,server.type=unix,server.path={nbd},x-dirty-bitmap=qemu:dirty-bitmap:b"
     )

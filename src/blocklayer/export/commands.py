@@ -451,7 +451,7 @@ class Commands:
     def _runs_of(self, context: str, offset: int, length: int) -> Iterator[tuple[int, int]]:
         if context.startswith(wire.DIRTY_BITMAP_PREFIX):
             name = context.removeprefix(wire.DIRTY_BITMAP_PREFIX)
-            bitmap = self._disk.bitmaps.get(name)
+            bitmap = self._export.bitmap(name)
             if bitmap is None:  # it was removed meanwhile: everything may have changed
                 yield length, wire.STATE_DIRTY
                 return

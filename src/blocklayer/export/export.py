@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from blocklayer.base.errors import InvalidArgument
+from blocklayer.core.bitmap import DirtyBitmap
 from blocklayer.core.disk import Disk
 from blocklayer.nbd import wire
 from blocklayer.nbd.server_handshake import Offer
@@ -40,7 +41,7 @@ class Export:
 
     writable          clients may write; refused if the disk is read-only
     shared            several clients at once see each other's writes (MULTI_CONN)
-    bitmaps           names of dirty bitmaps that clients may ask for
+    bitmaps           dirty bitmaps that clients may ask for: names of the disk's, or any
     allocation_depth  clients may ask in which layer of a chain bytes are
     """
 
@@ -52,7 +53,7 @@ class Export:
         description: str = "",
         writable: bool = False,
         shared: bool = True,
-        bitmaps: Sequence[str] = (),
+        bitmaps: Sequence[str | DirtyBitmap] = (),
         allocation_depth: bool = False,
         rotational: bool = False,
     ) -> None:
@@ -72,12 +73,22 @@ class Export:
         self.contexts = [wire.BASE_ALLOCATION]
         if allocation_depth:
             self.contexts.append(wire.ALLOCATION_DEPTH)
+        self._bitmaps: dict[str, DirtyBitmap] = {}
         for bitmap in bitmaps:
-            if bitmap not in disk.bitmaps:
-                raise InvalidArgument(f"Bitmap '{bitmap}' is not found")
-            context = wire.DIRTY_BITMAP_PREFIX + bitmap
+            if isinstance(bitmap, str):
+                name = bitmap
+                if name not in disk.bitmaps:
+                    raise InvalidArgument(f"Bitmap '{name}' is not found")
+            else:
+                name = bitmap.name
+                self._bitmaps[name] = bitmap
+            context = wire.DIRTY_BITMAP_PREFIX + name
             _check_string("Bitmap context", context)
             self.contexts.append(context)
+
+    def bitmap(self, name: str) -> DirtyBitmap | None:
+        """One of the bitmaps, as long as there is one."""
+        return self._bitmaps[name] if name in self._bitmaps else self.disk.bitmaps.get(name)
 
     @property
     def flags(self) -> int:

@@ -152,9 +152,9 @@ def merge(context: Context, arguments: schema.BitmapMerge) -> Undo:
     merged = Bitmap(target.size, target.granularity)
     for each in arguments.bitmaps:
         if isinstance(each, str):
-            merged.merge(_found(context, arguments.node, each))
+            merged.merge(_free(context, arguments.node, each))
         else:
-            merged.merge(_found(context, each.node, each.name))
+            merged.merge(_free(context, each.node, each.name))
     copy = _copy(target)
     target.merge(merged)
     return lambda: _restore(target, copy)

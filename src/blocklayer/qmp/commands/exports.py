@@ -13,16 +13,17 @@ from blocklayer.export.export import Export
 from blocklayer.export.listen import Address, GivenSocket, InetAddress, UnixAddress
 from blocklayer.export.server import NbdServer
 from blocklayer.nbd import wire
+from blocklayer.qmp.commands.export_bitmaps import give_back, take_bitmaps
 from blocklayer.qmp.commands.nodes import find_by_name
 from blocklayer.qmp.schema import exports as schema
 from blocklayer.qmp.schema import sockets
-from blocklayer.qmp.schema.bitmaps import BitmapOf
 from blocklayer.qmp.schema.nodes import NodeStats
 from blocklayer.qmp.types import Family, Nothing, QmpError
 
 if TYPE_CHECKING:
     import ssl
 
+    from blocklayer.core.bitmap import DirtyBitmap
     from blocklayer.core.disk import Disk
     from blocklayer.core.graph import Graph
     from blocklayer.core.node import Node
@@ -36,10 +37,13 @@ _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 class _Entry:
     """An export with what the server does not know of it."""
 
-    def __init__(self, identity: str, export: Export, disk: Disk) -> None:
+    def __init__(
+        self, identity: str, export: Export, disk: Disk, bitmaps: Sequence[DirtyBitmap]
+    ) -> None:
         self.identity = identity
         self.export = export
         self.disk = disk
+        self.bitmaps = bitmaps
 
 
 class Exports:
@@ -105,21 +109,24 @@ class Exports:
         disk = self._graph.open_disk(
             options.node_name, writable=writable, user=f"export '{options.id}'"
         )
+        bitmaps: list[DirtyBitmap] = []
         try:
+            bitmaps = take_bitmaps(self._graph, node, options.bitmaps or (), writable=writable)
             disk.writethrough = bool(options.writethrough)
             export = Export(
                 options.node_name if options.name is None else options.name,
                 disk,
                 description=options.description or "",
                 writable=writable,
-                bitmaps=[_own_bitmap(each, options.node_name) for each in options.bitmaps or ()],
+                bitmaps=bitmaps,
                 allocation_depth=bool(options.allocation_depth),
             )
             self._server.add(export)
         except BaseException:
+            give_back(bitmaps)
             disk.close()
             raise
-        self._entries[options.id] = _Entry(options.id, export, disk)
+        self._entries[options.id] = _Entry(options.id, export, disk, bitmaps)
 
     def remove(self, identity: str, mode: str | None) -> None:
         """Delete an export; its clients are disconnected if `mode` is hard."""
@@ -132,6 +139,7 @@ class Exports:
 
     def _forget(self, entry: _Entry) -> None:
         del self._entries[entry.identity]
+        give_back(entry.bitmaps)
         entry.disk.close()
         self._deleted(entry.identity)
 
@@ -161,15 +169,6 @@ class Exports:
                 total.flush_operations += stats.requests[wire.CMD_FLUSH]
                 total.unmap_operations += stats.requests[wire.CMD_TRIM]
         return total
-
-
-def _own_bitmap(given: str | BitmapOf, node_name: str) -> str:
-    """The name of a bitmap of the exported node."""
-    if isinstance(given, str):
-        return given
-    if given.node != node_name:
-        raise QmpError(f"Bitmap '{given.name}' is of node '{given.node}', which is not exported")
-    return given.name
 
 
 def _address(data: Any) -> Address:
