@@ -72,6 +72,23 @@ EDGES += [SIZE - 1, SIZE]
 RANGES = sorted({(start, end) for start in EDGES for end in EDGES if start <= end})
 
 
+def test_marking_many_is_marking_each(rng: random.Random) -> None:
+    """What lies outside the disk is left out."""
+    spans = [(rng.choice(EDGES), bytes(rng.choice([0, 1, 511, 512, 1500]))) for _ in range(3)]
+    one, many = Bitmap(SIZE, GRANULE), Bitmap(SIZE, GRANULE)
+    for _ in range(300):
+        for offset, data in spans:
+            one.set(offset, min(len(data), SIZE - offset))
+        outside = [(SIZE, b"x"), (SIZE + GRANULE, bytes(GRANULE)), (-1, b"x"), (-GRANULE, b"xyz")]
+        many.set_each([*outside, *spans])
+        assert marked(many) == marked(one)
+        if rng.randrange(3) == 0:
+            one.clear()
+            many.clear()
+        offset, length = rng.choice(EDGES), rng.choice([0, 1, 511, 512, 1500])
+        spans = [*spans[1:], (offset, bytes(length))]
+
+
 def test_marking_rounds_wide() -> None:
     for start, end in RANGES:
         bitmap = Bitmap(SIZE, GRANULE)

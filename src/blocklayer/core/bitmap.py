@@ -9,7 +9,7 @@ of a petabyte costs what is dirty in it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from blocklayer.base.align import is_power_of_two
@@ -44,6 +44,25 @@ class Bitmap:
         if length:
             with self._lock:
                 self._bits.add_range(offset >> self._shift, self._granule_up(offset + length))
+
+    def set_each(self, spans: Iterable[tuple[int, Sized]]) -> None:
+        """`set` for many (offset, what lies there), as far as they lie in the disk.
+
+        Cheap where much is marked already.
+        """
+        shift, bits, size = self._shift, self._bits, self.size
+        found: list[int] = []
+        for offset, data in spans:
+            first = offset >> shift
+            end = offset + len(data)
+            if first == (end - 1) >> shift and 0 <= offset < end <= size:
+                if first not in bits:
+                    found.append(first)
+            elif offset >= 0:
+                self.set(offset, max(0, min(end, size) - offset))
+        if found:
+            with self._lock:
+                bits.update(found)
 
     def clear(self, offset: int = 0, length: int | None = None) -> None:
         """Unmark every granule that lies wholly in the range (the last one may be cut short)."""

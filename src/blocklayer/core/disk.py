@@ -22,7 +22,7 @@ from blocklayer.base.extent import Extent
 from blocklayer.core import io as core_io
 from blocklayer.core import mapping
 from blocklayer.core.detect import detection_unit, may_hold_zeroes, zero_detected
-from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Lookup, Node
+from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Inline, Lookup, Node
 from blocklayer.core.requests import Retired
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -96,6 +96,8 @@ class Disk:
         self._closing = Lock()
         self._read_lookup: Lookup | None = None
         self._write_lookup: Lookup | None = None
+        self._followed: Inline | None = None
+        """Instead of a lookup for writes: somebody has to be told of them. Only batches care."""
         self._descriptor = -1
         self._nowait = _NOWAIT
         self._refresh_inline()
@@ -107,7 +109,9 @@ class Disk:
         self._read_lookup = inline.read if inline else None
         self._descriptor = inline.descriptor if inline else -1
         writable = not (self.read_only or self.writethrough or self.node.watched)
-        self._write_lookup = inline.write if inline and writable else None
+        followed = inline is not None and inline.written is not None
+        self._write_lookup = inline.write if inline and writable and not followed else None
+        self._followed = inline if writable and followed else None
 
     def _run(self, action: Callable[..., T], *arguments: object) -> T:
         """Call `action` as a request; one that waits while the disk is switched is not lost."""
@@ -397,17 +401,45 @@ class Disk:
 
         Neighbours in the sequence that are neighbours in the image are one system call.
         """
-        late = self._write_each_inline(requests)
+        if self._followed is None:
+            late = self._write_each_inline(requests, self._write_lookup)
+        else:
+            late = self._write_each_followed(requests, self._followed)
         return self._run(self._write_late, requests, late) if late else {}
 
-    def _write_each_inline(self, requests: Sequence[tuple[int, memoryview]]) -> list[int]:
+    def _write_each_followed(
+        self, requests: Sequence[tuple[int, memoryview]], inline: Inline
+    ) -> list[int]:
+        written = inline.written
+        assert written is not None
+        tracker = self._tracker
+        try:
+            tracker.inflight.append(None)  # no drain may end before it was told
+            try:
+                late = self._write_each_inline(requests, inline.write)
+                if not late:
+                    written(requests)
+                elif len(late) < len(requests):  # the node tells of those that are late
+                    others = set(range(len(requests))).difference(late)
+                    written([requests[index] for index in others])
+            except BaseException:
+                written(requests)
+                raise
+        finally:
+            tracker.inflight.pop()
+            if tracker.drained:
+                tracker.wake()
+        return late
+
+    def _write_each_inline(
+        self, requests: Sequence[tuple[int, memoryview]], lookup: Lookup | None
+    ) -> list[int]:
         late: list[int] = []
         vector: Vector = []
         start = end = first = index = 0
         tracker = self._tracker
         try:
             tracker.inflight.append(None)  # the first call in here: see `core/requests`
-            lookup = self._write_lookup
             if lookup is None or tracker.drained:
                 return list(range(len(requests)))
             unit = self._detect_unit

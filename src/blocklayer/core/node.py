@@ -61,6 +61,9 @@ class Inline(Record, frozen=True):
     read: Lookup
     write: Lookup | None
     descriptor: int
+    written: Callable[[Sequence[tuple[int, memoryview]]], None] | None = None
+    """Told of a batch that was written, while it still counts as in flight; also of one that may
+    have been, if an interrupt came."""
 
 
 class Limits(Record):

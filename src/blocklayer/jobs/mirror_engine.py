@@ -13,7 +13,7 @@ Order of locks: the source's tracker, `ranges`, the nodes' own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import Vector, slice_vector, vector_length
@@ -24,7 +24,7 @@ from blocklayer.core.copy import find_zeroes
 from blocklayer.core.disk import Disk
 from blocklayer.core.kernel_copy import copy_in_kernel
 from blocklayer.core.mapping import reads_as_zero, row_batches
-from blocklayer.core.node import ALLOCATE, UNMAP, Node
+from blocklayer.core.node import ALLOCATE, UNMAP, Node, Span
 from blocklayer.core.requests import RangeLock
 from blocklayer.jobs.zero_bitmap import ZeroBitmap
 
@@ -86,6 +86,8 @@ class Engine:
         """Guests wait until the target has their writes, too."""
         self.stopped = False
         """Nothing is written to the target any more."""
+        self.guest_requests = 0
+        """How often guests have changed the source, about: to see how busy they are."""
         self._ranges = RangeLock()
         self._on_guest_error = on_guest_error
         self._on_guest_moved = on_guest_moved
@@ -227,6 +229,20 @@ class Engine:
 
     # --- with the guest's writes ----------------------------------------------------------------
 
+    def guest_wrote(self, requests: Sequence[tuple[int, memoryview]]) -> None:
+        """A guest has written to the source's storage by itself."""
+        self.guest_requests += len(requests)
+        self.dirty.set_each(requests)
+
+    def guest_write_each(self, requests: Sequence[Span]) -> list[BlocklayerError | None]:
+        """A guest writes a batch, which the target need not follow."""
+        self.guest_requests += len(requests)
+        try:
+            return self.source.write_each(requests)
+        finally:
+            for offset, vector in requests:
+                self.dirty.set(offset, vector_length(vector))
+
     def guest_write(self, offset: int, vector: Vector) -> None:
         """A guest writes."""
         length = vector_length(vector)
@@ -286,6 +302,7 @@ class Engine:
         to_source: Callable[[], None],
         to_target: Callable[[int, int], int],
     ) -> None:
+        self.guest_requests += 1
         if self.write_blocking and not self.stopped:
             ranges = [self._whole(offset, length)]
             self._ranges.run(ranges, self._change_both, offset, length, to_source, to_target)

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from blocklayer.base.buffers import Vector
-from blocklayer.core.node import Node
+from blocklayer.base.errors import BlocklayerError
+from blocklayer.core.node import Inline, Node, Span
 from blocklayer.jobs.job_filter import JobFilter
 from blocklayer.jobs.mirror_engine import Engine
 
@@ -17,6 +20,24 @@ class MirrorFilter(JobFilter):
     def __init__(self, child: Node, engine: Engine, busy: str) -> None:
         super().__init__(child, busy)
         self._engine = engine
+
+    def inline(self) -> Inline | None:
+        """Guests write straight to the child's storage as well, unless the target has to follow."""
+        inline = self.child.inline()
+        if inline is None or inline.write is None:
+            return inline
+        engine, lookup = self._engine, inline.write
+
+        def write(offset: int, length: int) -> int:
+            return -1 if engine.write_blocking else lookup(offset, length)
+
+        return Inline(inline.read, write, inline.descriptor, engine.guest_wrote)
+
+    def write_each(self, requests: Sequence[Span]) -> list[BlocklayerError | None]:
+        """Batches stay together as long as guests write to the source alone."""
+        if self._engine.write_blocking:
+            return super().write_each(requests)
+        return self._engine.guest_write_each(requests)
 
     def writev(self, offset: int, vector: Vector) -> None:
         """Write to the source, and to the target or its list of things to do."""
