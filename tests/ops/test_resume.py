@@ -202,6 +202,20 @@ def test_a_part_that_is_damaged_is_copied_again(memory_path: Path, layer: Layer)
         interrupt(layer, target, 0.9)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_copied_again_counts_once(memory_path: Path, layer: Layer, format: str) -> None:
+    target = memory_path / "target"
+    once = blocklayer.convert(layer.path, memory_path / "once", source_format="raw", format=format)
+    assert (once.data, once.zero) == (2 * MiB, MiB)
+    interrupt(layer, target, 0.9, format=format)
+    partial = memory_path / "target.partial"
+    with blocklayer.open(partial, mode="r+", format=format) as disk:
+        disk.write(5 * 64 * KiB, b"something else")
+    result = go_on(layer, target, format=format)
+    assert 0 < result.resumed < MiB
+    assert (result.data, result.zero) == (once.data, once.zero)
+
+
 def test_data_that_nobody_noted_is_not_taken_for_zeroes(memory_path: Path, layer: Layer) -> None:
     target = memory_path / "target"
     interrupt(layer, target, 0.2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes of two disks side by side, in the order of the guest.
+"""The bytes of two disks, or of parts of them, side by side, in the order of the guest.
 
 another thread   extents of both -> loads; reads the second disk     ─┐  as many as buffers
 caller's thread  reads the first disk, compares                      ─┘
@@ -14,11 +14,12 @@ from blocklayer.base.align import align_down
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
 from blocklayer.base.units import SECTOR, MiB
-from blocklayer.core.disk import Disk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from queue import Empty, SimpleQueue
+
+    from blocklayer.ops.digest import Source
 else:
     try:
         from _queue import Empty, SimpleQueue  # what is around it imports heapq
@@ -64,7 +65,7 @@ class _Load:
 
 
 def compare_contents(
-    one: Disk, two: Disk, length: int, reporter: Reporter, *, strict: bool
+    one: Source, two: Source, length: int, reporter: Reporter, *, strict: bool
 ) -> tuple[int | None, str | None]:
     """(offset, kind) of the first difference in the first `length` bytes; None if there is none."""
     return _Comparison(one, two, length, reporter, strict=strict).run()
@@ -72,7 +73,7 @@ def compare_contents(
 
 class _Comparison:
     def __init__(
-        self, one: Disk, two: Disk, length: int, reporter: Reporter, *, strict: bool
+        self, one: Source, two: Source, length: int, reporter: Reporter, *, strict: bool
     ) -> None:
         self._one = one
         self._two = two
@@ -212,7 +213,7 @@ def _status(extent: Extent) -> tuple[bool, bool, bool]:
     return extent.data, extent.zero, extent.present
 
 
-def zip_extents(one: Disk, two: Disk, length: int) -> Iterator[tuple[Extent, Extent]]:
+def zip_extents(one: Source, two: Source, length: int) -> Iterator[tuple[Extent, Extent]]:
     """Extents of both disks, cut so that each pair covers the same range."""
     lefts, rights = one.extents(0, length), two.extents(0, length)
     left, right = next(lefts, None), next(rights, None)

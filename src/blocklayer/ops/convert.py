@@ -275,6 +275,7 @@ def _convert_resumably(plan: _Plan) -> ConvertResult:
                 _complete(plan.whole, disk, copying, plan.quiet, new=True)
             if plan.verify:
                 _read_back_partial(plan, work, reporter)
+        reporter.check()  # the last moment to stop
         work.finish(note)
     except BlocklayerError as error:
         if not isinstance(error, InvalidArgument):  # with these sources it does not go on

@@ -12,8 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 
 from blocklayer.base.buffers import ZERO_CHUNK, ZEROES, is_zero
 from blocklayer.base.errors import InvalidArgument
@@ -21,26 +20,15 @@ from blocklayer.base.extent import Extent
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.record import Record
 from blocklayer.base.units import KiB
+from blocklayer.core.crew import Crew, Task
 from blocklayer.core.opening import FilenameLike
 from blocklayer.ops.open_image import open_disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-    from typing import Any, Protocol, TypeVar
+    from typing import Any, Protocol
 
     from blocklayer.core.trust import Trust
-
-    T_co = TypeVar("T_co", covariant=True)
-
-    class Task(Protocol[T_co]):
-        """Something that a thread does, or has done: a `Future`."""
-
-        def result(self) -> T_co:
-            """What came of it."""
-
-        def cancel(self) -> object:
-            """Nobody waits for it any more."""
 
     class Source(Protocol):
         """What is hashed: a disk, or a part of one."""
@@ -143,12 +131,12 @@ def tree_digest(source: Source, algorithm: str, threads: int, reporter: Reporter
     """The digest of `source`; `reporter` is told of every byte, holes included."""
     hasher = Hasher(algorithm)
     tree = Tree(hasher)
-    with _workers(threads, source.size) as pool:
-        waiting: deque[tuple[int, Task[bytes]]] = deque()
+    with _crew(threads, source.size) as crew:
+        waiting: deque[tuple[int, Task]] = deque()
         try:
             for start, length, zero in pieces(source, reporter):
                 if not zero:
-                    waiting.append((length, pool.submit(hasher.piece, source, start, length)))
+                    waiting.append((length, crew.submit(hasher.piece, source, start, length)))
                 while waiting and (zero or len(waiting) > 2 * threads):
                     _take(tree, waiting, reporter)
                 if zero:
@@ -157,45 +145,19 @@ def tree_digest(source: Source, algorithm: str, threads: int, reporter: Reporter
             while waiting:
                 _take(tree, waiting, reporter)
         finally:
-            for _, future in waiting:
-                future.cancel()
+            for _, task in waiting:
+                task.cancel()
     return hasher.root(source.size, tree.root())
 
 
-class _Done:
-    """What was done at once."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def result(self) -> Any:
-        """There is nothing to wait for."""
-        return self._value
-
-    def cancel(self) -> None:
-        """It is too late."""
+def _crew(threads: int, size: int) -> Crew:
+    """Who reads and hashes `size` bytes: for a piece or two no threads are started."""
+    return Crew(threads, "blocklayer-digest", alone=size <= 2 * PIECE)
 
 
-class _Caller:
-    """Does what it is given at once."""
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> _Done:
-        """As threads are given work."""
-        return _Done(function(*arguments))
-
-
-def _workers(threads: int, size: int) -> AbstractContextManager[Executor | _Caller]:
-    """Who reads and hashes `size` bytes: for a piece or two no threads are started, or imported."""
-    if size <= 2 * PIECE:
-        return nullcontext(_Caller())
-    from concurrent.futures import ThreadPoolExecutor
-
-    return ThreadPoolExecutor(threads, thread_name_prefix="blocklayer-digest")
-
-
-def _take(tree: Tree, waiting: deque[tuple[int, Task[bytes]]], reporter: Reporter) -> None:
-    length, future = waiting[0]
-    tree.add(PIECE_LEVEL, future.result())
+def _take(tree: Tree, waiting: deque[tuple[int, Task]], reporter: Reporter) -> None:
+    length, task = waiting[0]
+    tree.add(PIECE_LEVEL, task.result())
     waiting.popleft()
     reporter.advance(length)
 
@@ -329,8 +291,8 @@ def flat_digest(source: Source, algorithm: str, threads: int, reporter: Reporter
             source.read_into(start, view)
         return buffer
 
-    with _workers(threads, source.size) as pool:
-        waiting: deque[Task[bytearray]] = deque()
+    with _crew(threads, source.size) as crew:
+        waiting: deque[Task] = deque()
 
         def take() -> None:
             data = waiting[0].result()
@@ -341,7 +303,7 @@ def flat_digest(source: Source, algorithm: str, threads: int, reporter: Reporter
         try:
             for start, length, zero in pieces(source, reporter):
                 if not zero:
-                    waiting.append(pool.submit(read, start, length))
+                    waiting.append(crew.submit(read, start, length))
                 while waiting and (zero or len(waiting) > 2 * threads):
                     take()
                 if zero:
@@ -349,8 +311,8 @@ def flat_digest(source: Source, algorithm: str, threads: int, reporter: Reporter
             while waiting:
                 take()
         finally:
-            for future in waiting:
-                future.cancel()
+            for task in waiting:
+                task.cancel()
     return state.digest()
 
 

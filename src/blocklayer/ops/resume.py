@@ -266,7 +266,7 @@ def check_parts(
     """How far the partial target is right; what lies behind it is made ready to be copied again."""
     position = 0
     sides = [disk] if has_times(disks) else [disk, source]
-    for index, (end, digest) in enumerate(note.parts):
+    for index, (end, digest, _, _) in enumerate(note.parts):
         if any(part_digest(Part(side, position, end), quiet).hex() != digest for side in sides):
             del note.parts[index:]
             break
@@ -306,9 +306,7 @@ def copy_parts(
             raise InvalidArgument(
                 _changed_source(job.job.sources, stamps(disks)) + " while it was copied"
             )
-        note.parts.append((end, digest.hex()))
-        note.data += result.data
-        note.zero += result.zero
+        note.parts.append((end, digest.hex(), result.data, result.zero))
         job.save(note)
 
 

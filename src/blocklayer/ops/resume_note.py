@@ -18,7 +18,7 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 2
+VERSION = 3
 COPYING, WHOLE = "copying", "whole"
 
 
@@ -33,15 +33,24 @@ class Job(Record, frozen=True):
 
 
 class Note(Record):
-    """The state on disk. `parts` are (end, digest), in ascending order."""
+    """The state on disk. `parts` are in ascending order."""
 
     job: Job
     stage: str = COPYING
-    parts: list[tuple[int, str]] = fresh(factory=list)
-    data: int = 0
-    zero: int = 0
+    parts: list[tuple[int, str, int, int]] = fresh(factory=list)
+    """(end, digest, bytes of data, bytes of zeroes): what goes on begins at an end."""
     inode: int = 0
     """Of the partial target that is about to get its name."""
+
+    @property
+    def data(self) -> int:
+        """Bytes that were copied."""
+        return sum(data for _, _, data, _ in self.parts)
+
+    @property
+    def zero(self) -> int:
+        """Bytes of zeroes that were not."""
+        return sum(zero for _, _, _, zero in self.parts)
 
 
 def as_stored(job: Job) -> Job:
@@ -108,7 +117,7 @@ def _parse(fields: Any) -> Note:
     _require(isinstance(fields, dict), "it is no note of a conversion")
     _require(fields.pop("version") == VERSION, "another version of this program wrote it")
     note = Note(job=_job(fields.pop("job")), **fields)
-    _require(all(map(_is_count, (note.data, note.zero, note.inode))), "it has wrong numbers")
+    _require(_is_count(note.inode), "it has wrong numbers")
     _require(note.stage in (COPYING, WHOLE), f"there is no stage {note.stage!r}")
     note.parts = _parts(note.parts, note.job.size)
     return note
@@ -127,14 +136,15 @@ def _job(fields: Any) -> Job:
     return Job(**fields)
 
 
-def _parts(parts: Any, size: int) -> list[tuple[int, str]]:
+def _parts(parts: Any, size: int) -> list[tuple[int, str, int, int]]:
     _require(isinstance(parts, list), "it has no parts")
-    found: list[tuple[int, str]] = []
+    found: list[tuple[int, str, int, int]] = []
     last = 0
-    for end, digest in parts:
+    for end, digest, data, zero in parts:
         right = _is_count(end) and last < end <= size and isinstance(digest, str)
         _require(right, "its parts do not follow each other")
-        found.append((end, digest))
+        _require(_is_count(data) and _is_count(zero), "it has wrong numbers")
+        found.append((end, digest, data, zero))
         last = end
     return found
 

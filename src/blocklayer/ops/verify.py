@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading back what was written, and holding it against where it came from.
-
-Parts of both sides are hashed by many threads, holes for nothing; only where the hashes differ are
-the bytes looked at.
-"""
+"""Reading back what was written, and holding it against where it came from, or against its hash."""
 
 from __future__ import annotations
 
@@ -19,8 +15,7 @@ from blocklayer.base.progress import Reporter
 from blocklayer.base.units import MiB
 from blocklayer.core.copy import Concatenation
 from blocklayer.core.disk import Disk
-from blocklayer.ops.compare_contents import first_difference
-from blocklayer.ops.digest import default_threads, tree_digest
+from blocklayer.ops.compare_contents import compare_contents
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -30,7 +25,7 @@ if TYPE_CHECKING:
 
 PIECE = 2 * MiB
 PART = 256 * MiB
-"""Data in one part: what has to be read again to find a difference."""
+"""Data in one part: what is copied again after an interruption."""
 
 ALGORITHM = "sha256"
 
@@ -66,12 +61,15 @@ class Zeroes:
             yield Extent(0, self.size, False, True, False, 0)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Never asked for."""
-        raise AssertionError("zeroes are not read")
+        """Zeroes."""
+        buffer[:] = bytes(len(buffer))
+        return len(buffer)
 
 
-def part_digest(source: Part | Zeroes, reporter: Reporter) -> bytes:
-    """What two parts are compared by."""
+def part_digest(source: Part, reporter: Reporter) -> bytes:
+    """What a part is known by when it can be compared no more."""
+    from blocklayer.ops.digest import default_threads, tree_digest
+
     return tree_digest(source, ALGORITHM, default_threads(), reporter)
 
 
@@ -96,27 +94,17 @@ def verify(source: Whole, target: Disk, *, new: bool, reporter: Reporter, quiet:
 
     `reporter` is told of the source's bytes; `quiet` only knows whether to go on.
     """
-    for start, end in cut(source, 0, PART, quiet):
-        expected = part_digest(Part(source, start, end), reporter)
-        if part_digest(Part(target, start, end), quiet) != expected:
-            raise _difference(source, target, start, end)
+    found, _ = compare_contents(source, target, source.size, reporter, strict=False)
+    if found is not None:
+        raise _error(target, found, source.size - found, "the copy differs")
     rest = target.size - source.size
     if new and rest:
         tail = Part(target, source.size, target.size)
-        if part_digest(tail, quiet) != part_digest(Zeroes(rest), quiet):
-            raise _error(target, source.size, rest, "it is not zero behind the end of the source")
-
-
-def _difference(source: Whole, target: Disk, start: int, end: int) -> IoError:
-    ours, theirs = bytearray(PIECE), bytearray(PIECE)
-    for position in range(start, end, PIECE):
-        count = min(PIECE, end - position)
-        source.read_into(position, memoryview(ours)[:count])
-        target.read_into(position, memoryview(theirs)[:count])
-        if ours[:count] != theirs[:count]:
-            found = first_difference(bytes(ours[:count]), bytes(theirs[:count]))
-            return _error(target, position + found, end - position - found, "the copy differs")
-    return _error(target, start, end - start, "the copy differed, and does so no more")
+        found, _ = compare_contents(tail, Zeroes(rest), rest, quiet, strict=False)
+        if found is not None:
+            found += source.size
+            message = "it is not zero behind the end of the source"
+            raise _error(target, found, target.size - found, message)
 
 
 def _error(target: Disk, offset: int, length: int, what: str) -> IoError:
