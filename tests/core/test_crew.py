@@ -50,11 +50,12 @@ def test_a_task_that_nobody_wants_is_not_begun() -> None:
     assert done == [0, 2]
 
 
-def test_alone_there_are_no_threads() -> None:
+def test_the_first_things_are_done_without_threads() -> None:
     def fail() -> None:
         raise KeyError("gone")
 
-    with Crew(3, "crew", alone=True) as crew:
+    with Crew(3, "crew", alone=2) as crew:
         assert crew.submit(threading.current_thread).result() is threading.current_thread()
         with pytest.raises(KeyError):
             crew.submit(fail)
+        assert crew.submit(threading.current_thread).result().name == "crew-0"

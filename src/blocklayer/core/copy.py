@@ -41,6 +41,12 @@ PIECE = 2 * MiB
 BUFFERS = 4
 """Pieces between reader and writer."""
 
+LOADS_ALONE = 2
+"""Buffers that are filled and written by one thread before another one reads ahead.
+
+Nearly every small image is one: starting a thread for that costs more than it saves.
+"""
+
 SALVAGE_STEP = 64 * KiB
 """Guest bytes to go on behind what a table should tell but cannot."""
 
@@ -266,12 +272,15 @@ class _Copy:
             self._free.put(None)  # made when it is needed
 
     def run(self) -> CopyResult:
-        if self._source.size <= PIECE:
-            # There is one buffer to fill: starting a thread for that costs more than it saves.
-            for load in self._loads():
-                self._take(load)
-            return self._result
-        reader = threading.Thread(target=self._read_all, name="blocklayer-copy", daemon=True)
+        loads = self._loads()
+        for _ in range(LOADS_ALONE):
+            load = next(loads, None)
+            if load is None:
+                return self._result
+            self._take(load)
+        reader = threading.Thread(
+            target=self._read_all, args=(loads,), name="blocklayer-copy", daemon=True
+        )
         reader.start()
         try:
             while (next_load := self._next_load()) is not None:
@@ -302,9 +311,9 @@ class _Copy:
 
     # --- reader ---------------------------------------------------------------------------------
 
-    def _read_all(self) -> None:
+    def _read_all(self, loads: Iterator[_Load]) -> None:
         try:
-            for load in self._loads():
+            for load in loads:
                 self._ready.put(load)
             self._ready.put(None)
         except _Stopped:

@@ -62,11 +62,13 @@ class Task:
 class Crew:
     """Up to `threads` threads, started as they are needed; leaving its context ends them.
 
-    With `alone` there are none: whoever gives it something to do does it at once.
+    The first `alone` things are done by whoever gives them to it, at once: where there is little to
+    do, starting threads costs more than they save.
     """
 
-    def __init__(self, threads: int, name: str, *, alone: bool = False) -> None:
-        self._most = 0 if alone else threads
+    def __init__(self, threads: int, name: str, *, alone: int = 0) -> None:
+        self._most = threads
+        self._alone = alone
         self._name = name
         self._threads: list[threading.Thread] = []
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
@@ -88,7 +90,8 @@ class Crew:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Task:
         """Have `function(*arguments)` called."""
         task = Task(function, arguments)
-        if not self._most:
+        if self._alone:
+            self._alone -= 1
             task.run()
             task.result()  # what it raises is not for later
             return task

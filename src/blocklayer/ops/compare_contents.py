@@ -28,6 +28,10 @@ else:
 
 PIECE = 2 * MiB
 BUFFERS = 4
+LOADS_ALONE = 2
+"""Buffers that one thread fills and compares before another one reads ahead: starting a thread for
+a small image costs more than it saves."""
+
 STEP_SECONDS = 0.1
 """Longest wait until it is noticed that somebody wants to stop."""
 
@@ -81,40 +85,49 @@ class _Comparison:
         self._strict = strict
         self._reporter = reporter
         self._stop = threading.Event()
+        self._ours = bytearray()  # what the first disk has
         self._free: SimpleQueue[bytearray | None] = SimpleQueue()
         self._ready: SimpleQueue[_Load | BaseException | None] = SimpleQueue()
         for _ in range(BUFFERS):
             self._free.put(None)  # made when it is needed
 
     def run(self) -> tuple[int | None, str | None]:
-        if self._length <= PIECE:
-            # A load or two: starting a thread for that costs more than it saves.
-            return self._compare_all(self._filled_loads())
-        reader = threading.Thread(target=self._read_all, name="blocklayer-compare", daemon=True)
+        loads = self._filled_loads()
+        for _ in range(LOADS_ALONE):
+            load = next(loads, None)
+            if load is None:
+                return None, None
+            found = self._compare(load)
+            if found is not None:
+                return found
+        reader = threading.Thread(
+            target=self._read_all, args=(loads,), name="blocklayer-compare", daemon=True
+        )
         reader.start()
         try:
-            return self._compare_all(self._handed_over())
+            for load in self._handed_over():
+                found = self._compare(load)
+                if found is not None:
+                    return found
+            return None, None
         finally:
             self._stop.set()
             reader.join()
 
     # --- the caller's thread --------------------------------------------------------------------
 
-    def _compare_all(self, loads: Iterator[_Load]) -> tuple[int | None, str | None]:
-        ours = bytearray()
-        for load in loads:
-            if load.buffer is not None:
-                ours = ours or bytearray(PIECE)
-                view = memoryview(ours)
-                for offset, length, start in load.runs:
-                    self._one.read_into(offset, view[start : start + length])
-                if not load.buffer.startswith(view[: load.filled]):
-                    return _where(load, ours), CONTENT
-                self._free.put(load.buffer)
-            self._reporter.advance(load.filled + load.zero, zero=load.zero)
-            if load.mismatch is not None:
-                return load.mismatch, STATUS
-        return None, None
+    def _compare(self, load: _Load) -> tuple[int, str] | None:
+        """Where the disks differ in a load, and how; None if they do not."""
+        if load.buffer is not None:
+            self._ours = ours = self._ours or bytearray(PIECE)
+            view = memoryview(ours)
+            for offset, length, start in load.runs:
+                self._one.read_into(offset, view[start : start + length])
+            if not load.buffer.startswith(view[: load.filled]):
+                return _where(load, ours), CONTENT
+            self._free.put(load.buffer)
+        self._reporter.advance(load.filled + load.zero, zero=load.zero)
+        return None if load.mismatch is None else (load.mismatch, STATUS)
 
     def _handed_over(self) -> Iterator[_Load]:
         """What the other thread has read."""
@@ -132,9 +145,9 @@ class _Comparison:
 
     # --- the other thread -----------------------------------------------------------------------
 
-    def _read_all(self) -> None:
+    def _read_all(self, loads: Iterator[_Load]) -> None:
         try:
-            for load in self._filled_loads():
+            for load in loads:
                 self._ready.put(load)
             self._ready.put(None)
         except _Stopped:

@@ -54,6 +54,9 @@ PIECE = BLOCK << PIECE_LEVEL
 HEIGHT = 47
 """Of the tree: 2^63 bytes, the largest disk, are 2^47 blocks. Part of the definition."""
 
+PIECES_ALONE = 1
+"""Pieces that are read and hashed before threads are started: small images have no more data."""
+
 THREADS_MAX = 8
 
 LEAF, INNER, ROOT = b"\0", b"\1", b"\2"
@@ -131,7 +134,7 @@ def tree_digest(source: Source, algorithm: str, threads: int, reporter: Reporter
     """The digest of `source`; `reporter` is told of every byte, holes included."""
     hasher = Hasher(algorithm)
     tree = Tree(hasher)
-    with _crew(threads, source.size) as crew:
+    with Crew(threads, "blocklayer-digest", alone=PIECES_ALONE) as crew:
         waiting: deque[tuple[int, Task]] = deque()
         try:
             for start, length, zero in pieces(source, reporter):
@@ -148,11 +151,6 @@ def tree_digest(source: Source, algorithm: str, threads: int, reporter: Reporter
             for _, task in waiting:
                 task.cancel()
     return hasher.root(source.size, tree.root())
-
-
-def _crew(threads: int, size: int) -> Crew:
-    """Who reads and hashes `size` bytes: for a piece or two no threads are started."""
-    return Crew(threads, "blocklayer-digest", alone=size <= 2 * PIECE)
 
 
 def _take(tree: Tree, waiting: deque[tuple[int, Task]], reporter: Reporter) -> None:
@@ -291,7 +289,7 @@ def flat_digest(source: Source, algorithm: str, threads: int, reporter: Reporter
             source.read_into(start, view)
         return buffer
 
-    with _crew(threads, source.size) as crew:
+    with Crew(threads, "blocklayer-digest", alone=PIECES_ALONE) as crew:
         waiting: deque[Task] = deque()
 
         def take() -> None:
