@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from blocklayer.base.buffers import Buffer, byte_view
 from blocklayer.base.errors import InvalidArgument, OutOfRange, ReadOnly
@@ -22,31 +21,26 @@ from blocklayer.core.submit import attempt
 _NAMES = {READ: "rd", WRITE: "wr", WRITE_ZEROES: "wr", DISCARD: "unmap", FLUSH: "flush"}
 
 
-@dataclass(slots=True)
 class Counters:
     """One kind of request. Times are nanoseconds from submission to completion."""
 
-    operations: int = 0
-    bytes: int = 0
-    merged: int = 0
-    total_time_ns: int = 0
-    failed: int = 0
-    invalid: int = 0
+    __slots__ = ("bytes", "failed", "invalid", "merged", "operations", "total_time_ns")
+
+    def __init__(self) -> None:
+        self.operations = self.bytes = self.merged = 0
+        self.total_time_ns = 0
+        self.failed = self.invalid = 0
 
 
-@dataclass(slots=True)
 class Stats:
     """Counters by kind, and what concerns the disk as a whole."""
 
-    rd: Counters = field(default_factory=Counters)
-    wr: Counters = field(default_factory=Counters)
-    unmap: Counters = field(default_factory=Counters)
-    flush: Counters = field(default_factory=Counters)
-    zero_operations: int = 0
-    zero_bytes: int = 0
-    wr_highest_offset: int = 0
-    last_access_ns: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    def __init__(self) -> None:
+        self.rd, self.wr, self.unmap, self.flush = (Counters() for _ in range(4))
+        self.zero_operations = self.zero_bytes = 0
+        self.wr_highest_offset = 0
+        self.last_access_ns = 0
+        self._lock = threading.Lock()
 
     def account(
         self, kind: str, offset: int, length: int, elapsed_ns: int, error: BaseException | None

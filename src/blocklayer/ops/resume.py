@@ -293,7 +293,10 @@ def copy_parts(
     reporter: Reporter,
     quiet: Reporter,
 ) -> None:
-    """Copy everything behind the parts that are there, and note each part."""
+    """Copy everything behind the parts that are there, and note each part but the last one.
+
+    When that is done the copy is whole: its digest would be made only to be thrown away.
+    """
     amount = NOTE_EVERY
     if options.rate_limit:
         amount = min(amount, options.rate_limit * SECONDS)
@@ -301,13 +304,15 @@ def copy_parts(
     for start, end in cut(source, position, amount, quiet):
         result = copy(Segment(source, start, end), disk, options, reporter)
         disk.flush()
-        digest = part_digest(Part(source, start, end), quiet)
+        last = end == source.size
+        digest = "" if last else part_digest(Part(source, start, end), quiet).hex()
         if stamps(disks) != job.job.sources:
             raise InvalidArgument(
                 _changed_source(job.job.sources, stamps(disks)) + " while it was copied"
             )
-        note.parts.append((end, digest.hex(), result.data, result.zero))
-        job.save(note)
+        note.parts.append((end, digest, result.data, result.zero))
+        if not last:
+            job.save(note)
 
 
 def kept(error: BlocklayerError, job: Resumable) -> None:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from blocklayer.cli.docs import model
 from blocklayer.cli.getopt import Option
@@ -15,7 +15,8 @@ from blocklayer.cli.usage import spellings
 
 def script() -> str:
     """The completion script."""
-    template = Path(__file__).with_name("blk.bash").read_text("utf-8")
+    with open(os.path.join(os.path.dirname(__file__), "blk.bash"), encoding="utf-8") as file:
+        template = file.read()
     return template.replace("@TABLES@", "\n".join(_tables()))
 
 
