@@ -10,8 +10,6 @@ Names are imported when they are first used, so that `import blocklayer` costs n
 
 from __future__ import annotations
 
-import importlib
-
 from blocklayer._version import __version__
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -153,6 +151,8 @@ def __getattr__(name: str) -> Any:
     origin = _ORIGINS.get(name)
     if origin is None:
         raise AttributeError(f"module 'blocklayer' has no attribute {name!r}")
+    import importlib  # no command comes here
+
     module, _, attribute = origin.partition(":")
     value = getattr(importlib.import_module(module), attribute or name)
     globals()[name] = value

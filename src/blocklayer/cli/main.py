@@ -12,6 +12,7 @@ import io
 import os
 import sys
 
+from blocklayer.base.modules import module_named
 from blocklayer.cli.failures import Failure, Interrupted, UsageError
 from blocklayer.cli.getopt import BadOption, Option, getopt
 from blocklayer.cli.output import (
@@ -167,9 +168,7 @@ def _print_about(everything: bool) -> None:
 
 
 def _run_command(name: str, argv: list[str], traces: list[str]) -> int:
-    import importlib
-
-    module = importlib.import_module(COMMANDS[name][0])
+    module = module_named(COMMANDS[name][0])
     command: Command = module.COMMAND
     arguments = parse(command, argv)
     if "help" in arguments:

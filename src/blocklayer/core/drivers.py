@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable
 
 from blocklayer.base.errors import InvalidArgument
+from blocklayer.base.modules import module_named
 from blocklayer.base.record import Record
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -107,7 +107,7 @@ def load(name: object) -> Driver:
     module = _MODULES.get(name) if isinstance(name, str) else None
     if module is None:
         raise InvalidArgument(f"Unknown driver '{name}'")
-    driver: Driver = importlib.import_module(module).DRIVER
+    driver: Driver = module_named(module).DRIVER
     return driver
 
 

@@ -29,7 +29,6 @@ from blocklayer.base.units import SECTOR
 from blocklayer.core.copy import CopyOptions, Segment, changing_ranges, copy
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode, Node
-from blocklayer.ops.check import check
 from blocklayer.ops.create import create, remove
 from blocklayer.ops.open_image import leaves, open_disk
 from blocklayer.ops.resume_note import (
@@ -104,6 +103,8 @@ class Resumable:
         """
         if not os.path.exists(self.partial):
             return False
+        from blocklayer.ops.check import check
+
         try:
             found = check(self.partial, format=self.job.format)
         except NotSupported:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from array import array
 
@@ -114,10 +115,14 @@ def test_a_file_of_absurd_length_is_left_to_the_careful_check(
     assert both(image)[0] is None
 
 
-def test_numpy_is_used_where_it_pays() -> None:
+def test_numpy_is_used_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = 1 << 22
     assert isinstance(tally.make_tally(100, CLUSTER), tally.LaneTally)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "numpy", None)
+        assert isinstance(tally.make_tally(large, CLUSTER), tally.LaneTally)
     pytest.importorskip("numpy")
-    assert isinstance(tally.make_tally(1 << 22, CLUSTER), tally.ArrayTally)
+    assert isinstance(tally.make_tally(large, CLUSTER), tally.ArrayTally)
     assert isinstance(tally.make_tally(1 << 31, CLUSTER), tally.LaneTally)
 
 

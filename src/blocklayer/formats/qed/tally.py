@@ -9,8 +9,8 @@ entries.
 
 from __future__ import annotations
 
-import importlib.util
 from array import array
+from contextlib import suppress
 from threading import Lock
 
 from blocklayer.base.units import KiB, MiB
@@ -240,7 +240,7 @@ Tally: TypeAlias = "LaneTally | ArrayTally"
 
 def make_tally(clusters: int, cluster_size: int) -> Tally:
     """The faster one for a file of so many clusters."""
-    worth = ARRAY_WORTH_CLUSTERS <= clusters <= ARRAY_CLUSTERS_MAX
-    if worth and importlib.util.find_spec("numpy") is not None:
-        return ArrayTally(clusters, cluster_size)
+    if ARRAY_WORTH_CLUSTERS <= clusters <= ARRAY_CLUSTERS_MAX:
+        with suppress(ImportError):  # it need not be installed
+            return ArrayTally(clusters, cluster_size)
     return LaneTally(clusters, cluster_size)
