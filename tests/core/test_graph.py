@@ -397,5 +397,5 @@ def test_reopen(graph: Graph, files: Path) -> None:
         disk.write(0, b"x")
         assert disk.discard_mode == "unmap"
         words = refusal(lambda: graph.reopen([options | {"read-only": True}]))
-        assert words == "Block node is read-only: 'top' is written to"
+        assert words == "Read-only block node 'top' cannot support read-write users"
     assert refusal(lambda: graph.reopen([{"driver": "qed"}])) == "node-name not specified"

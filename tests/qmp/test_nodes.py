@@ -121,6 +121,8 @@ def test_a_snapshot_is_made_on_the_way(talk: Conversation) -> None:
     talk.do("blockdev-snapshot-sync", node_name="base", **snapshot)
     # Nobody uses it: it goes, and with an export it stays.
     assert "over" not in names(talk)
+    assert node(talk, "base")["ro"] is True
+    talk.do("blockdev-reopen", options=[{"driver": "qed", "node-name": "base", "file": base}])
     nbd = {"type": "unix", "data": {"path": str(talk.folder / "nbd")}}
     talk.do("nbd-server-start", addr=nbd)
     talk.do("block-export-add", type="nbd", id="e", node_name="base", writable=True)
@@ -160,6 +162,26 @@ def test_a_threshold_is_told_once(talk: Conversation) -> None:
     io(talk, "m", "write 0 512")
     assert talk.event("BLOCK_WRITE_THRESHOLD")["amount-exceeded"] == 511
     assert not talk.seen
+
+
+def test_a_threshold_of_what_lies_below(talk: Conversation) -> None:
+    """Of storage: what an image writes there counts, its tables included."""
+    make(talk.folder, "-f qed a.qed 1M")
+    talk.do("blockdev-add", driver="file", filename="a.qed", node_name="f")
+    talk.do("blockdev-add", driver="qed", file="f", node_name="a")
+    assert "wrote" in io(talk, "a", "write 0 64k")
+    end = (talk.folder / "a.qed").stat().st_size
+    talk.do("block-set-write-threshold", node_name="f", write_threshold=0)
+    talk.do("block-set-write-threshold", node_name="f", write_threshold=end)
+    assert "wrote" in io(talk, "a", "write 0 64k")
+    assert "wrote" in io(talk, "a", "write 512k 64k")
+    told = talk.event("BLOCK_WRITE_THRESHOLD")
+    assert told == {"node-name": "f", "amount-exceeded": 65536, "write-threshold": end}
+    assert node(talk, "f")["write_threshold"] == 0
+    talk.do("blockdev-del", node_name="a")
+    talk.do("blockdev-del", node_name="f")
+    talk.do("blockdev-add", driver="file", filename="a.qed", node_name="f")
+    assert node(talk, "f")["write_threshold"] == 0
 
 
 def test_the_graph_is_told(talk: Conversation) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.qmp.daemons import OURS, QEMUS, Conversation
 from tests.qmp.differences import DIFFERENCES, Difference
+from tests.qmp.graph_scripts import GRAPH_SCRIPTS
 from tests.qmp.job_scripts import JOB_SCRIPTS, WAIT
 from tests.qmp.scripts import SCRIPTS, Step
 from tests.support import needs
@@ -112,7 +113,7 @@ def _images(image: dict[str, Any]) -> list[dict[str, Any]]:
     return [image, *(_images(below) if below else [])]
 
 
-ALL = {**SCRIPTS, **JOB_SCRIPTS}
+ALL = {**SCRIPTS, **JOB_SCRIPTS, **GRAPH_SCRIPTS}
 EVENTS: Step = ("(events)", {})
 
 

@@ -12,16 +12,16 @@ of the graph exclude each other and happen while everything above the changed pl
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, ReadOnly
-from blocklayer.base.options import OptionTree, nest
+from blocklayer.base.options import OptionTree
 from blocklayer.core import graph_edges as edges
 from blocklayer.core import graph_uses
 from blocklayer.core.disk import Disk
 from blocklayer.core.graph_disk import CountingGraphDisk, GraphDisk, PlainGraphDisk
-from blocklayer.core.graph_options import Builder, Built, Settings, check_name, take_settings
+from blocklayer.core.graph_options import Builder, Built, Settings, check_name
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.permissions import ALL, READ, RESIZE, WRITE, Use
 from blocklayer.core.requests import Tracker
@@ -139,7 +139,7 @@ class Graph:
         package's errors, and then nothing has changed.
         """
         with self._changing:
-            built = Builder(self._find_top, self._entries.__contains__).build(options)
+            built = Builder(self.find_top, self._entries.__contains__).build(options)
             before = set(self._entries)
             try:
                 node = self._register(built)
@@ -153,7 +153,8 @@ class Graph:
             self.entry(node).owned = True
             return node
 
-    def _find_top(self, name: str) -> Node:
+    def find_top(self, name: str) -> Node:
+        """Where who names a node has to stand: above the filters of jobs."""
         return self._top_of(self.find(name))
 
     def _top_of(self, node: Node) -> Node:
@@ -186,26 +187,27 @@ class Graph:
                 raise InvalidArgument(f"Failed to find node with node-name='{name}'")
             if any(edge.role == "target" for edge in self.parents(entry.node)):
                 raise InvalidArgument(f"Node {name} is in use")
+            parents = self.parents(entry.node)
+            overlays = [self.name_of(edge.parent) for edge in parents if edge.role == "backing"]
+            if overlays and entry.owned:
+                raise InvalidArgument(
+                    f"Node '{name}' is busy: node is used as backing hd of '{overlays[0]}'"
+                )
             self.require_unblocked(entry.node)
             if not entry.owned:
                 raise InvalidArgument(f"Node {name} is not owned by the monitor")
-            for edge in self.parents(entry.node):
-                parent = self.name_of(edge.parent)
-                if edge.role == "backing":
-                    raise InvalidArgument(
-                        f"Node '{name}' is busy: node is used as backing hd of '{parent}'"
-                    )
+            if parents:
                 raise InvalidArgument(f"Block device {name} is in use")
             if entry.disks:
                 raise InvalidArgument(f"Node {name} is in use")
             entry.owned = False
-            self._let_go(entry.node)
+            self.let_go(entry.node)
 
     def disown(self, node: Node) -> None:
         """Who added a node does not want it: it lives as long as others use it."""
         with self._changing:
             self.entry(node).owned = False
-            self._let_go(node)
+            self.let_go(node)
 
     def close(self) -> None:
         """Close everything; the first error is raised when all is done."""
@@ -222,7 +224,7 @@ class Graph:
                     entry.owned = True
                     try:
                         entry.owned = False
-                        self._let_go(entry.node, recurse=False)
+                        self.let_go(entry.node, recurse=False)
                     except BlocklayerError as error:
                         failures.append(error)
         if failures:
@@ -254,7 +256,7 @@ class Graph:
             if name not in self._entries:
                 return name
 
-    def _let_go(self, node: Node, *, recurse: bool = True) -> None:
+    def let_go(self, node: Node, *, recurse: bool = True) -> None:
         """Close a node that nobody wants any more, and then what only it wanted."""
         entry = self.entry(node)
         if entry.owned or entry.disks or self.parents(node):
@@ -268,7 +270,7 @@ class Graph:
             if recurse:
                 for child in below:
                     if id(child) in self._by_node:
-                        self._let_go(child)
+                        self.let_go(child)
 
     # --- blocking -------------------------------------------------------------------------------
 
@@ -334,7 +336,7 @@ class Graph:
             for entry in self.named():
                 if disk in entry.disks:
                     entry.disks.remove(disk)
-                    self._let_go(entry.node)
+                    self.let_go(entry.node)
 
     # --- changes --------------------------------------------------------------------------------
 
@@ -360,7 +362,7 @@ class Graph:
         """
         with self.drained(node):
             yield Disk(node, owns_node=False)
-            self._refresh_above(node)
+            self.refresh_above(node)
 
     def _from_the_top(self, nodes: tuple[Node, ...]) -> list[Node]:
         """The nodes and all that stand above them, parents before children."""
@@ -398,7 +400,7 @@ class Graph:
                 disk.switch(new, discard=settings.discard, detect_zeroes=settings.detect_zeroes)
             if moving and not shared:
                 self._renew_tracker(gone)
-            self._refresh_above(new)
+            self.refresh_above(new)
 
     def is_below(self, node: Node, below: Node) -> bool:
         """Whether a node stands on another one, whatever lies between them."""
@@ -416,7 +418,8 @@ class Graph:
                     disk.follow_tracker()
         gone.retire()
 
-    def _refresh_above(self, node: Node) -> None:
+    def refresh_above(self, node: Node) -> None:
+        """Every disk above a node finds its ways past nodes anew."""
         for each in self._from_the_top((node,)):
             for disk in list(each.users):
                 disk._refresh_inline()
@@ -443,101 +446,25 @@ class Graph:
             del self._entries[entry.name], self._by_node[id(node)]
             edges.detach(node, children)
             for child in children:
-                self._let_go(child)
+                self.let_go(child)
 
-    def snapshot(self, node: Node, overlay: Node) -> None:
-        """From now on whoever stands on `node` writes to `overlay`, and `node` is below it."""
-        with self.drained(node, overlay):
-            entry = self.entry(overlay)
-            if not isinstance(overlay, FormatNode) or not edges.supports_backing(overlay):
-                raise InvalidArgument("The overlay does not support backing images")
-            if entry.disks or self.parents(overlay):
-                raise InvalidArgument("The overlay is already in use")
-            if overlay.backing is not None:
-                raise InvalidArgument("The overlay already has a backing image")
-            self.require_unblocked(node)
-            if overlay is node or self.is_below(node, overlay):
-                raise InvalidArgument(f"Making '{entry.name}' a backing child of itself")
-            if not node.read_only:
-                node.flush()
-            self.replace(node, overlay)
-            overlay.attach_backing(node)
-            self._refresh_above(overlay)
+    def snapshot(self, node: Node, overlay: Node) -> Callable[[], None]:
+        """`graph_snapshot.snapshot`."""
+        from blocklayer.core.graph_snapshot import snapshot
+
+        return snapshot(self, node, overlay)
 
     def set_backing(self, overlay: FormatNode, backing: Node | None) -> None:
         """Change what lies below an image, in this process; the image's header is not touched."""
         with self.drained(overlay):
             before = edges.backing_of(overlay)
             overlay.attach_backing(backing)
-            self._refresh_above(overlay)
+            self.refresh_above(overlay)
             if before is not None and id(before) in self._by_node and before is not backing:
-                self._let_go(before)
+                self.let_go(before)
 
     def reopen(self, options: list[OptionTree]) -> None:
-        """`blockdev-reopen`: other settings for nodes, all or none of them."""
-        with self._changing:
-            plans = [self._plan_reopen(dict(nest(each))) for each in options]
-            done: list[tuple[Entry, Settings]] = []
-            with self.drained(*(entry.node for entry, _, _ in plans)):
-                try:
-                    for entry, settings, backing in plans:
-                        done.append((entry, entry.settings))
-                        self._apply(entry, settings)
-                        if backing and isinstance(entry.node, FormatNode):
-                            self.set_backing(entry.node, backing[0])
-                except BaseException:
-                    for entry, settings in reversed(done):
-                        self._apply(entry, settings)
-                    raise
+        """`blockdev-reopen`: other options for nodes, all or none of them."""
+        from blocklayer.core.graph_reopen import reopen
 
-    def _plan_reopen(self, options: OptionTree) -> tuple[Entry, Settings, list[Node | None]]:
-        name = options.pop("node-name", None)
-        if name is None:
-            raise InvalidArgument("node-name not specified")
-        entry = self._entries.get(name)
-        if entry is None:
-            raise InvalidArgument(f"Failed to find node with node-name='{name}'")
-        settings = take_settings(options, Settings())
-        known = dict(nest(entry.settings.options))
-        backing: list[Node | None] = []
-        if "backing" in options and isinstance(entry.node, FormatNode):
-            wanted = options.pop("backing")
-            below = self.find(wanted) if isinstance(wanted, str) else None
-            if isinstance(wanted, dict):
-                raise InvalidArgument("The backing node must be given by its name or be null")
-            if below is not edges.backing_of(entry.node):
-                self._require_free_backing(entry, entry.node)
-                backing = [below]
-        known.pop("backing", None)
-        for key, value in options.items():
-            if key == "driver" and value == entry.node.driver:
-                continue
-            if known.get(key) != value and not self._names_child(entry.node, key, value):
-                raise InvalidArgument(f"Cannot change the option '{key}'")
-        if settings.read_only and any(WRITE in use.needs for use in self.uses(entry.node)):
-            raise InvalidArgument(f"Block node is read-only: '{entry.name}' is written to")
-        return entry, settings.replace(options=entry.settings.options), backing
-
-    def _require_free_backing(self, entry: Entry, overlay: FormatNode) -> None:
-        """Jobs that work with an image rely on what lies below it."""
-        below = edges.backing_of(overlay)
-        if entry.blocked and below is not None:
-            raise InvalidArgument(
-                f"Cannot change frozen 'backing' link from '{entry.name}' to"
-                f" '{self.name_of(below)}'"
-            )
-        self.require_unblocked(overlay)
-
-    def _names_child(self, node: Node, role: str, value: object) -> bool:
-        return any(
-            edge.role == role and self.name_of(edge.child) == value for edge in self.children(node)
-        )
-
-    def _apply(self, entry: Entry, settings: Settings) -> None:
-        if settings.read_only != entry.node.read_only:
-            if settings.read_only:
-                entry.node.flush()
-            entry.node.reopen(settings.read_only)
-        entry.settings = settings
-        for disk in entry.disks:
-            disk.switch(entry.node, discard=settings.discard, detect_zeroes=settings.detect_zeroes)
+        reopen(self, options)

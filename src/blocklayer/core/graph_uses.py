@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from blocklayer.base.errors import ReadOnly
 from blocklayer.core import graph_edges as edges
 from blocklayer.core.node import Node
-from blocklayer.core.permissions import Use, require_compatible
+from blocklayer.core.permissions import WRITE, Use, require_compatible
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -42,8 +43,14 @@ def _require_below(graph: Graph, node: Node, before: Sequence[Use], after: Seque
             continue
         uses = uses_of(graph, edge.child)
         others = [use for use in uses if use.who != who]
-        require_compatible(graph.name_of(edge.child), others, new)
+        _require_possible(graph, edge.child, others, new)
         _require_below(graph, edge.child, uses, [*others, new])
+
+
+def _require_possible(graph: Graph, node: Node, others: list[Use], new: Use) -> None:
+    if node.read_only and WRITE in new.needs:
+        raise ReadOnly("Block node is read-only")
+    require_compatible(graph.name_of(node), others, new)
 
 
 def require_edges(graph: Graph, node: Node) -> None:
@@ -51,7 +58,18 @@ def require_edges(graph: Graph, node: Node) -> None:
     who = _who(graph, node)
     for edge in graph.children(node):
         others = [use for use in uses_of(graph, edge.child) if use.who != who]
-        require_compatible(graph.name_of(edge.child), others, edges.use_of(edge, who, []))
+        new = edges.use_of(edge, who, [])
+        _require_possible(graph, edge.child, others, new)
+        _require_below(graph, edge.child, others, [*others, new])
+
+
+def require_peace(graph: Graph, node: Node) -> None:
+    """Raise `InvalidArgument` unless all users of a node, and of what is below, get along."""
+    uses = uses_of(graph, node)
+    for number, use in enumerate(uses):
+        _require_possible(graph, node, uses[:number], use)
+    for edge in graph.children(node):
+        require_peace(graph, edge.child)
 
 
 def _who(graph: Graph, node: Node) -> str:

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from blocklayer.qmp.events import Events
 
@@ -41,7 +42,7 @@ class Context:
         """Runs a line of human-monitor-command; from above, where such a language is."""
         self.chardevs: Callable[[], list[ChardevInfo]] = list
         """Tells of the character devices."""
-        self.write_thresholds: dict[str, int] = {}
+        self.write_thresholds: WeakKeyDictionary[Node, int] = WeakKeyDictionary()
         self.made: list[Node] = []
         """Nodes that the running command has made, for those to have who use them afterwards."""
         self.ending = False

@@ -84,7 +84,7 @@ class Exports:
         if server is None:
             return
         server.stop()
-        for entry in list(self._entries.values()):
+        for entry in reversed(list(self._entries.values())):
             self._forget(entry)
 
     @property

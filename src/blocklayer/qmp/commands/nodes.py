@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from blocklayer.base.errors import InvalidArgument
-from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.qmp.schema import nodes as schema
 from blocklayer.qmp.schema.blockdev import Blockdevs
@@ -50,7 +49,6 @@ def blockdev_add(context: Context, arguments: Any) -> None:
 def blockdev_del(context: Context, arguments: schema.BlockdevDel) -> None:
     """Close a node that blockdev-add has opened. Refused while somebody uses it."""
     context.graph.remove(arguments.node_name)
-    context.write_thresholds.pop(arguments.node_name, None)
 
 
 @FAMILY.command("blockdev-reopen", schema.BlockdevReopen)
@@ -94,15 +92,7 @@ def take_snapshot(context: Context, arguments: schema.Snapshot) -> Undo:
     """Put an overlay on a node; returns what undoes it."""
     graph = context.graph
     node, overlay = graph.find(arguments.node), graph.find(arguments.overlay)
-    graph.snapshot(node, overlay)
-    return lambda: _undo_snapshot(graph, node, overlay)
-
-
-def _undo_snapshot(graph: Graph, node: Node, overlay: Node) -> None:
-    with graph.drained(node, overlay):
-        graph.replace(overlay, node)
-        assert isinstance(overlay, FormatNode)
-        graph.set_backing(overlay, None)
+    return graph.snapshot(node, overlay)
 
 
 def take_snapshot_sync(context: Context, arguments: schema.SnapshotSync) -> Undo:
@@ -119,7 +109,7 @@ def take_snapshot_sync(context: Context, arguments: schema.SnapshotSync) -> Undo
     try:
         overlay = _open_overlay(graph, arguments, format_name)
         try:
-            graph.snapshot(node, overlay)
+            undo_snapshot = graph.snapshot(node, overlay)
         except BaseException:
             graph.remove(graph.name_of(overlay))
             raise
@@ -131,7 +121,7 @@ def take_snapshot_sync(context: Context, arguments: schema.SnapshotSync) -> Undo
 
     def undo() -> None:
         context.made.remove(overlay)
-        _undo_snapshot(graph, node, overlay)
+        undo_snapshot()
         graph.remove(graph.name_of(overlay))
         if made:
             os.unlink(arguments.snapshot_file)
@@ -225,27 +215,30 @@ def block_set_write_threshold(context: Context, arguments: schema.WriteThreshold
     if name not in graph:
         raise QmpError(f"Device '{name}' not found")
     node = graph.find(name)
-    if graph.parents(node) and arguments.write_threshold:
-        raise InvalidArgument(
-            f"Writes of the nodes above '{name}' are not watched: set the threshold on them"
-        )
-    watched = name in context.write_thresholds
-    context.write_thresholds[name] = arguments.write_threshold
-    if watched or not arguments.write_threshold:
+    thresholds = context.write_thresholds
+    if node in thresholds:
+        thresholds[node] = arguments.write_threshold
         return
+    if not arguments.write_threshold:
+        return
+    thresholds[node] = arguments.write_threshold
+    once = threading.Lock()
 
     def before_write(offset: int, length: int) -> None:
-        threshold = context.write_thresholds.get(name, 0)
-        if threshold and offset + length > threshold:
-            context.write_thresholds[name] = 0
-            data = {
-                "node-name": name,
-                "amount-exceeded": offset + length - threshold,
-                "write-threshold": threshold,
-            }
-            context.events.emit("BLOCK_WRITE_THRESHOLD", data)
+        with once:
+            threshold = thresholds.get(node, 0)
+            if not threshold or offset + length <= threshold:
+                return
+            thresholds[node] = 0
+        data = {
+            "node-name": name,
+            "amount-exceeded": offset + length - threshold,
+            "write-threshold": threshold,
+        }
+        context.events.emit("BLOCK_WRITE_THRESHOLD", data)
 
-    Disk(node, owns_node=False).add_before_write(before_write)
+    with graph.recording_changes(node) as disk:
+        disk.add_before_write(before_write)
 
 
 @FAMILY.command("query-block", Nothing, list[schema.DeviceInfo])

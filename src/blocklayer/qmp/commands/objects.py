@@ -51,7 +51,10 @@ def _check_secret(secret: schema.Secret) -> None:
 
 @FAMILY.command("object-del", monitor.ObjectDel)
 def object_del(context: Context, arguments: monitor.ObjectDel) -> None:
-    """Forget an object. What uses it already goes on."""
+    """Forget an object. What uses credentials or secrets already goes on."""
     if objects.find(arguments.id) is None:
         raise QmpError(f"object '{arguments.id}' not found")
+    for entry in context.graph.named():
+        if entry.settings.options.get("throttle-group") == arguments.id:
+            raise QmpError(f"object '{arguments.id}' is in use, can not be deleted")
     objects.forget(arguments.id)

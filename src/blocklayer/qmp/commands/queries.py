@@ -50,7 +50,7 @@ def _node_info(context: Context, entry: Entry, *, flat: bool) -> schema.NodeInfo
         cache=schema.CacheInfo(
             writeback=not cache.writethrough, direct=cache.direct, no_flush=cache.no_flush
         ),
-        write_threshold=context.write_thresholds.get(entry.name, 0),
+        write_threshold=context.write_thresholds.get(node, 0),
         dirty_bitmaps=_bitmaps(node),
     )
 

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes of a graph in use: children that become others, snapshots, and what forbids them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import blocklayer
+from blocklayer.base.buffers import Vector
+from blocklayer.base.errors import BlocklayerError
+from blocklayer.base.units import KiB, MiB
+from blocklayer.core.filter import FilterNode
+from blocklayer.core.graph import Graph
+from blocklayer.core.node import Node
+
+SIZE = MiB
+
+
+class Counting(FilterNode):
+    """Counts the writes that pass."""
+
+    def __init__(self, child: Node) -> None:
+        super().__init__(child)
+        self.writes = 0
+
+    def writev(self, offset: int, vector: Vector) -> None:
+        self.writes += 1
+        super().writev(offset, vector)
+
+
+@pytest.fixture
+def graph() -> Iterator[Graph]:
+    made = Graph()
+    yield made
+    made.close()
+
+
+def stored(folder: Path, name: str, **more: Any) -> dict[str, Any]:
+    path = folder / name
+    if not path.exists():
+        path.write_bytes(bytes(SIZE))
+    return {"driver": "file", "node-name": name, "filename": str(path), **more}
+
+
+def refusal(action: Callable[[], object]) -> str:
+    with pytest.raises(BlocklayerError) as caught:
+        action()
+    return str(caught.value)
+
+
+def raw(node: str, file: str, **more: Any) -> dict[str, Any]:
+    return {"driver": "raw", "node-name": node, "file": file, **more}
+
+
+def test_a_filter_comes_below_a_disk_in_use_and_goes(graph: Graph, tmp_path: Path) -> None:
+    graph.add(stored(tmp_path, "f"))
+    graph.add(raw("r", "f"))
+    counting = Counting(graph.find("f"))
+    graph.add_node(counting, "c")
+    over, done = threading.Event(), [0]
+    disk = graph.open_disk("r", writable=True)
+
+    def work() -> None:
+        while not over.is_set():
+            disk.write(done[0] % 256 * KiB, bytes([done[0] % 251]) * KiB)
+            done[0] += 1
+
+    guest = threading.Thread(target=work, daemon=True)
+    guest.start()
+    for number in range(30):
+        graph.reopen([raw("r", "c" if number % 2 == 0 else "f")])
+        before, counted = done[0], counting.writes
+        while done[0] < before + 3:
+            pass
+        assert (counting.writes > counted) == (number % 2 == 0)
+    over.set()
+    guest.join(20)
+    count = done[0]
+    for block in range(min(256, count)):
+        last = count - 1 - (count - 1 - block) % 256
+        assert disk.read(block * KiB, KiB) == bytes([last % 251]) * KiB
+    disk.close()
+    assert refusal(lambda: graph.remove("f")) == "Block device f is in use"
+    graph.remove("c")
+
+
+def test_all_nodes_are_reopened_or_none(graph: Graph, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        graph.add(stored(tmp_path, name))
+    graph.add(raw("r", "a"))
+    graph.add(raw("s", "b"))
+    words = refusal(
+        lambda: graph.reopen([raw("r", "b", **{"read-only": True, "discard": "unmap"}),
+                              raw("s", "s")])
+    )  # fmt: skip
+    assert words == "Making 's' a file child of 's' would create a cycle"
+    assert [edge.child for edge in graph.children(graph.find("r"))] == [graph.find("a")]
+    assert not graph.find("r").read_only
+    assert graph.entry("r").settings.discard == "ignore"
+    graph.reopen([raw("r", "b"), raw("s", "a")])
+    with graph.open_disk("r", writable=True) as disk:
+        disk.write(0, b"r")
+    assert (tmp_path / "b").read_bytes()[:1] == b"r"
+    assert graph.find("r").filename == str(tmp_path / "b")
+
+
+def test_children_that_were_opened_for_the_node_are_closed(graph: Graph, tmp_path: Path) -> None:
+    inline = stored(tmp_path, "inline")
+    graph.add({**raw("r", ""), "file": inline})
+    graph.add(stored(tmp_path, "other"))
+    graph.reopen([raw("r", "other")])
+    assert graph.names == ["r", "other"]
+    words = "Cannot change the option 'file.filename'"
+    wrong = stored(tmp_path, "other", filename="elsewhere")
+    assert refusal(lambda: graph.reopen([{**raw("r", ""), "file": wrong}])) == words
+
+
+def test_an_image_finds_itself_in_its_new_file(graph: Graph, tmp_path: Path) -> None:
+    for name in ("q", "same", "other"):
+        blocklayer.create(str(tmp_path / name), size=SIZE, format="qed")
+    with blocklayer.open(str(tmp_path / "other"), mode="r+") as disk:
+        disk.write(0, b"x")
+    for name in ("q", "same", "other"):
+        graph.add(stored(tmp_path, name))
+    options = {"driver": "qed", "node-name": "disk", "backing": None}
+    graph.add({**options, "file": "q"})
+    graph.add({"driver": "raw", "node-name": "long", "file": "other"})
+    assert "of another size" in refusal(lambda: graph.reopen([{**options, "file": "long"}]))
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(bytes((tmp_path / "q").stat().st_size))
+    graph.add(stored(tmp_path, "wrong"))
+    words = refusal(lambda: graph.reopen([{**options, "file": "wrong"}]))
+    assert words.startswith("The new file does not hold the image")
+    graph.reopen([{**options, "file": "same"}])
+    with graph.open_disk("disk", writable=True) as opened:
+        opened.write(0, b"new")
+    graph.close()
+    with blocklayer.open(str(tmp_path / "same")) as opened:
+        assert opened.read(0, 3) == b"new"
+    with blocklayer.open(str(tmp_path / "q")) as opened:
+        assert opened.read(0, 3) == bytes(3)
+
+
+def test_nobody_writes_to_what_is_read_only(graph: Graph, tmp_path: Path) -> None:
+    graph.add(stored(tmp_path, "f", **{"read-only": True}))
+    graph.add(raw("r", "f"))
+    graph.add(raw("s", "r"))
+    assert refusal(lambda: graph.open_disk("s", writable=True)) == "Block node is read-only"
+    graph.open_disk("s").close()
+    blocklayer.create(str(tmp_path / "q"), size=SIZE, format="qed")
+    graph.add(stored(tmp_path, "q", **{"read-only": True}))
+    graph.add(raw("rq", "q"))
+    qed = {"driver": "qed", "node-name": "disk", "file": "rq"}
+    assert refusal(lambda: graph.add(qed)) == "Block node is read-only"
+    graph.add({**qed, "read-only": True})
+
+
+def test_an_overlay_minds_changes_as_its_users_do(graph: Graph, tmp_path: Path) -> None:
+    graph.add(stored(tmp_path, "f"))
+    graph.add(raw("r", "f"))
+    blocklayer.create(str(tmp_path / "q"), size=SIZE, format="qed")
+    graph.add({"driver": "qed", "node-name": "disk", "file": stored(tmp_path, "q"), "backing": "r"})
+    writer = graph.open_disk("r", writable=True)
+    with graph.open_disk("disk") as reader:
+        writer.write(0, b"1")
+        assert reader.read(0, 1) == b"1"
+    alone = frozenset({"consistent read"})
+    words = refusal(lambda: graph.open_disk("disk", shares=alone, user="a job"))
+    assert words == (
+        "Permission conflict on node 'r': permissions 'write' are both required by an unnamed"
+        " block device (uses node 'r' as 'root' child) and unshared by node 'disk' (uses node 'r'"
+        " as 'backing' child)."
+    )
+    writer.close()
+    with graph.open_disk("disk", shares=alone):
+        assert "unshared by node 'disk'" in refusal(lambda: graph.open_disk("r", writable=True))
+
+
+def test_what_lies_below_a_snapshot_is_only_read(graph: Graph, tmp_path: Path) -> None:
+    for name in ("base", "top"):
+        blocklayer.create(str(tmp_path / name), size=SIZE, format="qed")
+        options = {"driver": "qed", "node-name": f"{name}-image", "backing": None}
+        graph.add({**options, "file": stored(tmp_path, name)})
+    base, top = graph.find("base-image"), graph.find("top-image")
+    guest = graph.open_disk("base-image", writable=True)
+    guest.write(0, b"old")
+    undo = graph.snapshot(base, top)
+    assert base.read_only
+    assert graph.find("base").read_only
+    guest.write(0, b"new")
+    words = refusal(lambda: graph.open_disk("base-image", writable=True))
+    assert words == "Block node is read-only: 'base-image'"
+    guest.close()
+    undo()
+    with graph.open_disk("base-image", writable=True) as disk:
+        assert disk.read(0, 3) == b"old"
+        disk.write(0, b"and")
+    assert graph.backing_chain(top) == [top]
+
+
+def test_storage_that_others_write_to_stays_writable(graph: Graph, tmp_path: Path) -> None:
+    graph.add(stored(tmp_path, "f"))
+    graph.add(raw("r", "f"))
+    graph.add(raw("s", "f"))
+    blocklayer.create(str(tmp_path / "q"), size=SIZE, format="qed")
+    options = {"driver": "qed", "node-name": "over", "backing": None}
+    over = graph.add({**options, "file": stored(tmp_path, "q")})
+    graph.snapshot(graph.find("r"), over)
+    with graph.open_disk("s", writable=True) as disk:
+        disk.write(0, b"s")

@@ -1,0 +1,173 @@
+"""Conversations about who may use what, held with our daemon and with QEMU's."""
+
+from __future__ import annotations
+
+from tests.qmp.job_scripts import qed, raw, status
+from tests.qmp.scripts import Step, action, file, null, step, unix
+
+SERVER = step("nbd-server-start", addr=unix("nbd.sock"))
+
+
+def export(identity: str, node: str, **more: object) -> Step:
+    return step("block-export-add", type="nbd", id=identity, node_name=node, name=identity, **more)
+
+
+FLEECING = [
+    SERVER,
+    raw("base.raw", "src"),
+    export("g", "src", writable=True),
+    step("block-dirty-bitmap-add", node="src", name="b"),
+    export("x0", "src", bitmaps=["b"]),
+    qed("t.qed", "tmp", backing="src"),
+    step("block-dirty-bitmap-add", node="tmp", name="own", disabled=True),
+    step("transaction", actions=[
+        action("block-dirty-bitmap-add", node="src", name="next"),
+        action("block-dirty-bitmap-add", node="src", name="cp", disabled=True),
+        action("block-dirty-bitmap-merge", node="src", target="cp", bitmaps=["b"]),
+        action("block-dirty-bitmap-disable", node="src", name="b"),
+        action("blockdev-backup", **{"job-id": "j", "device": "src", "target": "tmp",
+                                     "sync": "none", "filter-node-name": "flt"}),
+    ]),
+    export("x1", "tmp", bitmaps=["b"]),
+    export("x2", "tmp", bitmaps=["b"]),
+    export("x3", "tmp", bitmaps=["next"]),
+    export("x4", "tmp", bitmaps=[{"node": "src", "name": "cp"}]),
+    export("x5", "tmp", bitmaps=[{"node": "zz", "name": "cp"}]),
+    export("x6", "tmp", bitmaps=[{"node": "src", "name": "zz"}]),
+    export("x7", "tmp", bitmaps=["zz"]),
+    export("x8", "tmp", bitmaps=["own", "own"]),
+    export("x9", "tmp", writable=True),
+    step("nbd-server-add", device="tmp", name="n", bitmap="next"),
+    step("block-dirty-bitmap-remove", node="src", name="b"),
+    step("block-dirty-bitmap-clear", node="src", name="cp"),
+    step("block-dirty-bitmap-enable", node="src", name="cp"),
+    step("block-dirty-bitmap-merge", node="src", target="cp", bitmaps=["next"]),
+    step("block-dirty-bitmap-merge", node="src", target="next", bitmaps=["b"]),
+    step("query-block-exports"),
+    step("query-jobs"),
+    step("blockdev-del", node_name="tmp"),
+    step("blockdev-del", node_name="src"),
+    qed("top.qed", "other", backing="src"),
+    step("block-export-del", id="x1"),
+    step("block-dirty-bitmap-remove", node="src", name="b"),
+    step("block-job-cancel", device="j"),
+    status("j", "null"),
+    step("query-block-exports"),
+    step("nbd-server-stop"),
+    step("blockdev-del", node_name="tmp"),
+    step("blockdev-del", node_name="src"),
+    step("blockdev-del", node_name="other"),
+    step("blockdev-del", node_name="src"),
+]  # fmt: skip
+
+BACKUP_TARGETS = [
+    SERVER,
+    raw("base.raw", "src"),
+    export("g", "src", writable=True),
+    raw("t.raw", "r"),
+    step(
+        "blockdev-backup",
+        job_id="j",
+        device="src",
+        target="r",
+        sync="none",
+        filter_node_name="flt",
+    ),
+    export("r", "r"),
+    export("w", "r", writable=True),
+    step("query-block-exports"),
+    step("job-cancel", id="j"),
+    status("j", "null"),
+]
+
+WRITERS_BELOW = [
+    SERVER,
+    raw("base.raw", "src"),
+    export("g", "src", writable=True),
+    qed("t.qed", "tmp", backing="src"),
+    export("f", "tmp", writable=True),
+    export("h", "src", writable=True),
+    step("query-block-exports"),
+]
+
+SNAPSHOTS = [
+    SERVER,
+    raw("base.raw", "src"),
+    export("g", "src", writable=True),
+    qed("t.qed", "tmp", backing=None),
+    step(
+        "transaction",
+        actions=[action("blockdev-snapshot", node="src", overlay="tmp"), action("abort")],
+    ),
+    export("again", "src", writable=True),
+    step("blockdev-snapshot", node="src", overlay="tmp"),
+    export("h", "src", writable=True),
+    export("i", "src"),
+    step("query-block-exports"),
+]
+
+REOPENING = [
+    step("blockdev-add", **file("t.raw", "ft")),
+    step("blockdev-add", **file("base.raw", "fb", **{"read-only": True})),
+    step("blockdev-add", **file("t.qed", "fq")),
+    step("blockdev-add", driver="raw", node_name="r", file="ft"),
+    step("blockdev-add", driver="qed", node_name="q", file="fq"),
+    step("blockdev-reopen", options=[{"driver": "raw", "node-name": "r", "file": "fb"}]),
+    step(
+        "blockdev-reopen",
+        options=[{"driver": "raw", "node-name": "r", "file": "fb", "read-only": True}],
+    ),
+    step("blockdev-del", node_name="ft"),
+    step("blockdev-del", node_name="fb"),
+    step("blockdev-reopen", options=[{"driver": "raw", "node-name": "r", "file": "q"}]),
+    step("blockdev-reopen", options=[{"driver": "raw", "node-name": "r"}]),
+    step("blockdev-reopen", options=[{"driver": "raw", "node-name": "r", "file": None}]),
+    step("blockdev-reopen", options=[{"driver": "raw", "node-name": "r", "file": "zz"}]),
+    step("blockdev-reopen", options=[{"driver": "raw", "node-name": "r", "file": "r"}]),
+    step(
+        "blockdev-reopen",
+        options=[{"driver": "raw", "node-name": "r", "file": {"driver": "null-co"}}],
+    ),
+    step("blockdev-reopen", options=[{"driver": "qed", "node-name": "q", "file": "r"}]),
+    step("blockdev-reopen", options=[{"driver": "qed", "node-name": "q", "file": "fq"}]),
+    step(
+        "blockdev-reopen",
+        options=[{"driver": "qed", "node-name": "q", "file": "fq", "backing": "r"}],
+    ),
+    step("blockdev-del", node_name="q"),
+    step(
+        "blockdev-reopen",
+        options=[{"driver": "raw", "node-name": "r", "file": "fb", "read-only": True}],
+    ),
+    step("query-named-block-nodes", flat=True),
+]
+
+FILTERS = [
+    SERVER,
+    step("object-add", qom_type="throttle-group", id="tg"),
+    null("n"),
+    null("n2"),
+    step("blockdev-add", driver="raw", node_name="r", file="n"),
+    export("e", "r", writable=True),
+    step("blockdev-add", driver="throttle", node_name="t", file="n", throttle_group="tg"),
+    step("object-del", id="tg"),
+    step("blockdev-reopen", options=[{"driver": "raw", "node-name": "r", "file": "t"}]),
+    step("blockdev-del", node_name="n"),
+    step("blockdev-del", node_name="t"),
+    step("blockdev-reopen", options=[{"driver": "raw", "node-name": "r", "file": "n2"}]),
+    step("blockdev-del", node_name="n2"),
+    step("blockdev-del", node_name="t"),
+    step("object-del", id="tg"),
+    step("object-del", id="tg"),
+    step("block-set-write-threshold", node_name="n2", write_threshold=512),
+    step("query-named-block-nodes", flat=True),
+]
+
+GRAPH_SCRIPTS = {
+    "fleecing": FLEECING,
+    "backup targets": BACKUP_TARGETS,
+    "writers below": WRITERS_BELOW,
+    "snapshots": SNAPSHOTS,
+    "reopening": REOPENING,
+    "filters": FILTERS,
+}
