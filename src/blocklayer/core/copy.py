@@ -196,8 +196,8 @@ class _Load:
 
     __slots__ = ("buffer", "filled", "guest", "pieces", "runs")
 
-    def __init__(self, buffer: bytearray | None) -> None:
-        self.buffer = buffer or bytearray(PIECE)
+    def __init__(self, buffer: bytearray) -> None:
+        self.buffer = buffer
         self.filled = 0
         self.guest = 0
         self.pieces: list[tuple[int, int, int]] = []
@@ -264,12 +264,12 @@ class _Copy:
         self._options = options
         self._reporter = reporter
         self._result = CopyResult()
-        self._free: SimpleQueue[bytearray | None] = SimpleQueue()
+        self._free: SimpleQueue[bytearray] = SimpleQueue()
         self._ready: SimpleQueue[_Load | BaseException | None] = SimpleQueue()
         self._stop = threading.Event()
         self._pace = Pace(options.rate_limit, reporter)
         for _ in range(BUFFERS):
-            self._free.put(None)  # made when it is needed
+            self._free.put(bytearray())  # made when it is needed, as large as it has to be
 
     def run(self) -> CopyResult:
         loads = self._loads()
@@ -378,6 +378,8 @@ class _Copy:
     def _fill(self, load: _Load) -> _Load:
         """Read all pieces of a load at once, and find the zeroes in them."""
         pieces = load.pieces
+        if len(load.buffer) < load.filled:
+            load.buffer = bytearray(load.filled)
         with memoryview(load.buffer) as view:
             wanted = [(guest, view[at : at + count]) for guest, count, at in pieces if at >= 0]
             try:

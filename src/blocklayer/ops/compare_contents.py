@@ -86,10 +86,10 @@ class _Comparison:
         self._reporter = reporter
         self._stop = threading.Event()
         self._ours = bytearray()  # what the first disk has
-        self._free: SimpleQueue[bytearray | None] = SimpleQueue()
+        self._free: SimpleQueue[bytearray] = SimpleQueue()
         self._ready: SimpleQueue[_Load | BaseException | None] = SimpleQueue()
         for _ in range(BUFFERS):
-            self._free.put(None)  # made when it is needed
+            self._free.put(bytearray())  # made when it is needed, as large as it has to be
 
     def run(self) -> tuple[int | None, str | None]:
         loads = self._filled_loads()
@@ -119,12 +119,13 @@ class _Comparison:
     def _compare(self, load: _Load) -> tuple[int, str] | None:
         """Where the disks differ in a load, and how; None if they do not."""
         if load.buffer is not None:
-            self._ours = ours = self._ours or bytearray(PIECE)
-            view = memoryview(ours)
+            if len(self._ours) < load.filled:
+                self._ours = bytearray(load.filled)
+            view = memoryview(self._ours)
             for offset, length, start in load.runs:
                 self._one.read_into(offset, view[start : start + length])
             if not load.buffer.startswith(view[: load.filled]):
-                return _where(load, ours), CONTENT
+                return _where(load, self._ours), CONTENT
             self._free.put(load.buffer)
         self._reporter.advance(load.filled + load.zero, zero=load.zero)
         return None if load.mismatch is None else (load.mismatch, STATUS)
@@ -161,16 +162,17 @@ class _Comparison:
             if self._stop.is_set():
                 raise _Stopped
             if load.filled:
-                load.buffer = self._next_buffer()
+                load.buffer = self._next_buffer(load.filled)
                 view = memoryview(load.buffer)
                 for offset, length, start in load.runs:
                     self._two.read_into(offset, view[start : start + length])
             yield load
 
-    def _next_buffer(self) -> bytearray:
+    def _next_buffer(self, size: int) -> bytearray:
         while not self._stop.is_set():
             try:
-                return self._free.get(timeout=STEP_SECONDS) or bytearray(PIECE)
+                buffer = self._free.get(timeout=STEP_SECONDS)
+                return buffer if len(buffer) >= size else bytearray(size)
             except Empty:
                 continue
         raise _Stopped

@@ -15,7 +15,6 @@ from blocklayer.base.progress import Reporter
 from blocklayer.base.units import MiB
 from blocklayer.core.copy import Concatenation
 from blocklayer.core.disk import Disk
-from blocklayer.ops.compare_contents import compare_contents
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -94,6 +93,8 @@ def verify(source: Whole, target: Disk, *, new: bool, reporter: Reporter, quiet:
 
     `reporter` is told of the source's bytes; `quiet` only knows whether to go on.
     """
+    from blocklayer.ops.compare_contents import compare_contents
+
     found, _ = compare_contents(source, target, source.size, reporter, strict=False)
     if found is not None:
         raise _error(target, found, source.size - found, "the copy differs")
