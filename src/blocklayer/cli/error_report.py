@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import signal
 
 from blocklayer.base.errors import BlocklayerError, IoError
 from blocklayer.cli.failures import Failure, Interrupted, UsageError
@@ -99,6 +98,8 @@ def _signal(error: BaseException) -> dict[str, str]:
     if isinstance(error, KeyboardInterrupt):
         return {"signal": "SIGINT"}
     if isinstance(error, Interrupted):
+        import signal
+
         return {"signal": signal.Signals(error.exit_code - 128).name}
     return {}
 
