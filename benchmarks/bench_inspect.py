@@ -3,7 +3,8 @@
 
 The fragmented images have every other cluster allocated, out of order: half a million of them in 64
 GiB, eight millions in 1 TiB. What is judged is the time beyond start-up: that of the same command
-on an empty image is measured in the same round and taken off. Both must print the same.
+on an empty image is measured in the same round and taken off. On a machine that others use as well,
+the CPU time beyond it tells more. Both must print the same.
 
 `compare` reads two images of the same bytes; `cmp` shows what that costs for two plain files.
 """
@@ -33,6 +34,7 @@ from benchmarks.process import Usage, run
 GiB = 1024 * MiB
 METRICS = [
     Metric("beyond start-up", "s", target=Target(1.0)),
+    Metric("CPU beyond", "s"),
     Metric("wall", "s"),
     Metric("CPU", "s"),
     Metric("peak RSS", "MiB", Kind.MAXIMUM, Target(256, strict=True)),
@@ -45,7 +47,11 @@ COMPARE_METRICS = [
 
 
 def beyond_start(usage: Usage, idle: Usage) -> Sample:
-    return process_sample(usage, **{"beyond start-up": max(usage.wall - idle.wall, 1e-6)})
+    beyond = {
+        "beyond start-up": max(usage.wall - idle.wall, 1e-6),
+        "CPU beyond": max(usage.cpu - idle.cpu, 1e-6),
+    }
+    return process_sample(usage, **beyond)
 
 
 def inspecting(
