@@ -258,17 +258,6 @@ def test_counting(counting: str, cluster_bits: int, rng: random.Random) -> None:
     assert doubts > 30
 
 
-def test_numbers_become_a_bitmap_in_batches(
-    rng: random.Random, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tally, "BATCH", 100)
-    for clusters in (500, 300):
-        numbers = [rng.randrange(1, 500) for _ in range(450)]
-        tables = [[number * CLUSTER for number in [*numbers, 499]]]
-        counter = tally.LaneTally(clusters, CLUSTER)
-        assert count_with(counter, tables, 64) == expected_count(tables, clusters, CLUSTER)
-
-
 # --- threads ------------------------------------------------------------------------------------
 
 

@@ -29,9 +29,6 @@ ARRAY_WORTH_CLUSTERS = 3 << 19
 NONE = -1
 """Number of the last cluster where there has been none in a table."""
 
-BATCH = 1 << 20
-"""Numbers that are made one bitmap: adding few at a time takes several times as long."""
-
 _LANE = 32
 _TOP = 1 << (_LANE - 1)
 _NOWHERE = _TOP - 2
@@ -70,9 +67,7 @@ class LaneTally:
     def __init__(self, clusters: int, cluster_size: int) -> None:
         from pyroaring import BitMap
 
-        self._bitmap = BitMap
         self._used = BitMap()
-        self._batch = array("I")
         self._clusters = clusters
         self._cluster_bits = cluster_size.bit_length() - 1
         self._masks: dict[int, _Masks] = {}
@@ -81,11 +76,7 @@ class LaneTally:
 
     @property
     def distinct(self) -> int:
-        """Different clusters that are referenced.
-
-        Raises `Doubt` if one is not in the file: too large numbers have disturbed their neighbours.
-        """
-        self._add_batch()
+        """Different clusters that are referenced."""
         return len(self._used)
 
     def add_run(self, first: int, count: int) -> None:
@@ -102,9 +93,9 @@ class LaneTally:
         values = int.from_bytes(numbers, "little")
         if not values:
             return last
-        self._batch.extend(numbers)
-        if len(self._batch) >= BATCH:
-            self._add_batch()
+        self._used.update(numbers)
+        if self._used.max() >= self._clusters:
+            raise Doubt
         used = (values + masks.rests) & masks.tops  # the highest bit of each lane that is not zero
         first = _NOWHERE if last == NONE else last
         before = values << _LANE | first
@@ -125,12 +116,6 @@ class LaneTally:
         if found is None:
             found = self._masks[lanes] = _Masks(lanes, self._cluster_bits)
         return found
-
-    def _add_batch(self) -> None:
-        self._used |= self._bitmap(self._batch)
-        del self._batch[:]
-        if self._used.max() >= self._clusters:
-            raise Doubt
 
     def _numbers(self, data: bytearray, masks: _Masks) -> array[int]:
         """The cluster numbers of entries, 0 where nothing is allocated.
