@@ -163,6 +163,93 @@ FILTERS = [
     step("query-named-block-nodes", flat=True),
 ]
 
+
+def drive_backup(target: str, **more: object) -> Step:
+    given = {"job_id": "j", "device": "s", "sync": "full", "auto_dismiss": False, **more}
+    return step("drive-backup", target=target, **given)
+
+
+ENDED = [status("j", "concluded"), step("query-jobs"), step("job-dismiss", id="j")]
+
+DRIVES = [
+    raw("t.raw", "s"),
+    qed("top.qed", "top"),
+    drive_backup("new.qed", format="qed"),
+    *ENDED,
+    drive_backup("new.raw"),
+    *ENDED,
+    drive_backup("a.img", format="zz"),
+    drive_backup("nowhere/a.img", format="raw"),
+    drive_backup("new.raw", format="raw", mode="existing"),
+    *ENDED,
+    drive_backup("zz.raw", format="raw", mode="existing"),
+    drive_backup("a.img", device="zz", format="raw"),
+    drive_backup("over.qed", device="top", format="qed", sync="top"),
+    *ENDED,
+    drive_backup("a.img", format="raw", job_id="1 j"),
+    drive_backup("a.img", format="raw", sync="incremental"),
+    drive_backup("a.img", format="raw", sync="bitmap", bitmap="b"),
+    drive_backup("a.img"),
+    drive_backup("b.img"),
+    *ENDED,
+    drive_backup("fleece.qed", format="qed", sync="none", filter_node_name="flt"),
+    step("query-jobs"),
+    step("blockdev-del", node_name="s"),
+    step("job-cancel", id="j"),
+    *ENDED,
+    step("transaction", actions=[
+        action("drive-backup", **{"job-id": "k", "device": "s", "target": "c.img",
+                                  "sync": "full", "format": "raw"}),
+        action("abort"),
+    ]),
+    step("query-jobs"),
+    step("transaction", actions=[
+        action("drive-backup", **{"job-id": "j", "device": "s", "target": "d.img", "sync": "full",
+                                  "format": "raw", "auto-dismiss": False}),
+    ], properties={"completion-mode": "grouped"}),
+    *ENDED,
+    step("blockdev-del", node_name="top"),
+    step("query-named-block-nodes", flat=True),
+    step("query-block"),
+]  # fmt: skip
+
+AMENDING = [
+    qed("t.qed", "q"),
+    raw("t.raw", "r"),
+    step("x-blockdev-amend", job_id="a", node_name="q", options={"driver": "qed"}),
+    step("x-blockdev-amend", job_id="a", node_name="zz", options={"driver": "qed"}),
+    step("x-blockdev-amend", job_id="a", node_name="r", options={"driver": "raw"}),
+    step("x-blockdev-amend", job_id="a", node_name="q", options={"driver": "raw"}),
+    step("x-blockdev-amend", job_id="1 a", node_name="q", options={"driver": "qed"}),
+    step("x-blockdev-amend", node_name="q", options={"driver": "qed"}),
+    step("x-blockdev-amend", job_id="a", node_name="q", options={"driver": "nonsense"}),
+    step("x-blockdev-amend", job_id="a", node_name="q", options={}),
+    step("query-jobs"),
+]
+
+INSIDE = "blockdev-snapshot-internal-sync"
+NOT_INSIDE = "blockdev-snapshot-delete-internal-sync"
+
+INTERNAL_SNAPSHOTS = [
+    raw("t.raw", "s"),
+    qed("t.qed", "q"),
+    null("ro", read_only=True),
+    step(INSIDE, device="zz", name="i"),
+    step(INSIDE, device="s", name=""),
+    step(INSIDE, device="q", name="i"),
+    step(INSIDE, device="ro", name="i"),
+    step(NOT_INSIDE, device="zz", name="i"),
+    step(NOT_INSIDE, device="s", name="i"),
+    step(NOT_INSIDE, device="ro", id="1"),
+    step(NOT_INSIDE, device="q"),
+    step("transaction", actions=[
+        action("block-dirty-bitmap-add", node="s", name="b"),
+        action(INSIDE, device="s", name="i"),
+    ]),
+    step("transaction", actions=[action(INSIDE, device="ro", name="i")]),
+    step("query-named-block-nodes", flat=True),
+]  # fmt: skip
+
 GRAPH_SCRIPTS = {
     "fleecing": FLEECING,
     "backup targets": BACKUP_TARGETS,
@@ -170,4 +257,7 @@ GRAPH_SCRIPTS = {
     "snapshots": SNAPSHOTS,
     "reopening": REOPENING,
     "filters": FILTERS,
+    "drives": DRIVES,
+    "amending": AMENDING,
+    "internal snapshots": INTERNAL_SNAPSHOTS,
 }

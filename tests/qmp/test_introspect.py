@@ -98,13 +98,10 @@ LATER = {"block-job-change", "human-monitor-command", "query-status"}
 """Commands that QEMU's daemon 7.2 has not: they are of later ones, or of virtual machines."""
 
 NOT_IMPLEMENTED = {
-    "blockdev-snapshot-delete-internal-sync": "no format here has internal snapshots",
-    "blockdev-snapshot-internal-sync": "no format here has internal snapshots",
     "chardev-add": "monitors are made on the command line",
     "chardev-change": "monitors are made on the command line",
     "chardev-remove": "monitors are made on the command line",
     "chardev-send-break": "there are no serial lines",
-    "drive-backup": "deprecated: blockdev-backup",
     "qom-get": "there is no object model to look into",
     "qom-list": "there is no object model to look into",
     "qom-list-properties": "there is no object model to look into",
@@ -113,7 +110,6 @@ NOT_IMPLEMENTED = {
     "query-chardev-backends": "told by --chardev help",
     "ringbuf-read": "there are no ring buffers",
     "ringbuf-write": "there are no ring buffers",
-    "x-blockdev-amend": "experimental",
     "x-blockdev-change": "experimental, for quorum",
     "x-blockdev-set-iothread": "there are no I/O threads to choose",
 }

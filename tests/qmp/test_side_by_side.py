@@ -71,8 +71,8 @@ def normal_event(event: dict[str, Any]) -> str:
 
 def normal(name: str, answer: dict[str, Any]) -> Any:
     """An answer without what may differ: made-up names, times, the order of sets."""
-    if "error" in answer:
-        return f"{answer['error']['class']}: {answer['error']['desc']}"
+    if error := answer.get("error"):
+        return re.sub(r"#block\d+", "#block", f"{error['class']}: {error['desc']}")
     result = answer["return"]
     if name == "query-jobs":
         result = [normal_job(job) for job in result]

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from blocklayer.core.node import FormatNode, Node
+from blocklayer.qmp.commands import new_images, nodes
 from blocklayer.qmp.schema import jobs as schema
 from blocklayer.qmp.types import DeviceNotFound, Family, Members, Nothing, QmpError
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from blocklayer.qmp.context import Context
 
 FAMILY = Family("Jobs")
+
+Undo = Callable[[], None]
 
 
 def _given(arguments: Members) -> dict[str, Any]:
@@ -54,7 +57,15 @@ def drive_mirror(context: Context, arguments: schema.DriveMirror) -> None:
     options = _given(arguments)
     for name in ("target", "format", "mode", "node_name"):
         options.pop(name, None)
-    target, undo = _open_target(context, arguments, source)
+    wanted = new_images.Wanted(
+        arguments.target,
+        arguments.format or source.driver,
+        made=arguments.mode != "existing",
+        name=arguments.node_name,
+        discard="unmap" if arguments.unmap is not False else "ignore",
+    )
+    below = new_images.below(source, arguments.sync) if wanted.format != "raw" else None
+    target, undo = new_images.open_image(graph, wanted, source.size, below)
     try:
         mirror.start(graph, jobs, **{**options, "job_id": job_id, "target": graph.name_of(target)})
     except BaseException:
@@ -62,47 +73,6 @@ def drive_mirror(context: Context, arguments: schema.DriveMirror) -> None:
         raise
     # The job holds the target as long as it needs it, and the daemon has no other use for it.
     graph.disown(target)
-
-
-def _open_target(context: Context, arguments: schema.DriveMirror, source: Node) -> Any:
-    """(node, what undoes it)."""
-    from blocklayer.ops.create import create
-
-    graph, path = context.graph, arguments.target
-    format_name = arguments.format or source.driver
-    made = arguments.mode != "existing"
-    if made:
-        below = source.backing if isinstance(source, FormatNode) else None
-        if arguments.sync == "none":
-            below = source
-        backing: dict[str, Any] = {}
-        if arguments.sync != "full" and below is not None and format_name != "raw":
-            backing = {
-                "backing": os.path.abspath(below.filename),
-                "backing_format": below.driver,
-                "check_backing": False,
-            }
-        create(path, format=format_name, size=source.size, **backing)
-    options: dict[str, Any] = {
-        "driver": format_name,
-        "file": {"driver": "file", "filename": path},
-        "discard": "unmap" if arguments.unmap is not False else "ignore",
-    }
-    if arguments.node_name is not None:
-        options["node-name"] = arguments.node_name
-    try:
-        node = graph.add(options)
-    except BaseException:
-        if made:
-            os.unlink(path)
-        raise
-
-    def undo() -> None:
-        graph.remove(graph.name_of(node))
-        if made:
-            os.unlink(path)
-
-    return node, undo
 
 
 def begin_backup(
@@ -121,6 +91,46 @@ def begin_backup(
 def blockdev_backup(context: Context, arguments: schema.BlockdevBackup) -> None:
     """Copy a disk as it is at this moment, while it goes on being used."""
     begin_backup(context, arguments, None)
+
+
+def begin_drive_backup(
+    context: Context, arguments: schema.DriveBackup, transaction: JobTransaction | None
+) -> tuple[Job, Undo]:
+    """drive-backup; the job, and what removes the image that was made for it."""
+    graph = context.graph
+    source = graph.find(arguments.device)
+    job_id = arguments.device if arguments.job_id is None else arguments.job_id
+    context.jobs.check_id(job_id)
+    options = _given(arguments)
+    for name in ("format", "mode"):
+        options.pop(name, None)
+    below = new_images.below(source, arguments.sync)
+    if arguments.sync == "top" and below is None:
+        options["sync"] = "full"
+    wanted = new_images.Wanted(
+        arguments.target,
+        arguments.format or source.driver,
+        made=arguments.mode != "existing",
+        alone=arguments.sync == "none",
+    )
+    target, undo = new_images.open_image(graph, wanted, source.size, below)
+    try:
+        if arguments.sync == "none":
+            new_images.put_over(graph, target, source)
+        plain = schema.BlockdevBackup(**{**options, "target": graph.name_of(target)})
+        job = begin_backup(context, plain, transaction)
+    except BaseException:
+        undo()
+        raise
+    context.made.append(target)
+    return job, partial(new_images.forget_file, wanted)
+
+
+@FAMILY.command("drive-backup", schema.DriveBackup, features=("deprecated",))
+def drive_backup(context: Context, arguments: schema.DriveBackup) -> None:
+    """blockdev-backup to an image that is named by its file, and made if it is not there."""
+    begin_drive_backup(context, arguments, None)
+    nodes.disown_made(context)
 
 
 @FAMILY.command("block-commit", schema.BlockCommit)

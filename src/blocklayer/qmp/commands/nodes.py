@@ -68,6 +68,15 @@ def blockdev_create(context: Context, arguments: schema.BlockdevCreate) -> None:
     create.start(context.graph, context.jobs, job_id=arguments.job_id, options=options)
 
 
+@FAMILY.command("x-blockdev-amend", schema.BlockdevAmend, features=("unstable",))
+def blockdev_amend(context: Context, arguments: schema.BlockdevAmend) -> None:
+    """Change options of an image. Always refused: QED and raw have none that could be changed."""
+    node = find_by_name(context.graph, arguments.node_name)
+    if node.driver != arguments.options.driver:
+        raise QmpError("x-blockdev-amend doesn't support changing the block driver")
+    raise QmpError("Driver does not support x-blockdev-amend")
+
+
 @FAMILY.command("block_resize", schema.BlockResize)
 def block_resize(context: Context, arguments: schema.BlockResize) -> None:
     """Change the size of a disk. New bytes read as zeroes."""

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from blocklayer.jobs.transaction import JobTransaction
-from blocklayer.qmp.commands import bitmaps, blockjobs, nodes
+from blocklayer.qmp.commands import bitmaps, blockjobs, internal_snapshots, nodes
 from blocklayer.qmp.schema import transactions as schema
 from blocklayer.qmp.types import Family, QmpError
 
@@ -41,9 +41,10 @@ _ACTIONS: dict[type, Callable[[Context, Any], Undo]] = {
     schema.MergeBitmaps: bitmaps.merge,
     schema.TakeSnapshot: nodes.take_snapshot,
     schema.TakeSnapshotSync: nodes.take_snapshot_sync,
+    schema.TakeInternalSnapshot: internal_snapshots.take,
 }
 
-_KNOW_GROUPS = (schema.Backup, schema.Abort)
+_KNOW_GROUPS = (schema.Backup, schema.BackupDrive, schema.Abort)
 """Actions that know of grouped completion: they begin jobs, or nothing."""
 
 
@@ -92,6 +93,12 @@ def _carry_out(
                 job = blockjobs.begin_backup(context, action.data, group or JobTransaction())
                 jobs.append(job)
                 done.append(partial(job.cancel, force=True))
+            elif isinstance(action, schema.BackupDrive):
+                job, forget = blockjobs.begin_drive_backup(
+                    context, action.data, group or JobTransaction()
+                )
+                jobs.append(job)
+                done += [forget, partial(job.cancel, force=True)]
             else:
                 done.append(_ACTIONS[type(action)](context, action.data))
     except BaseException as error:

@@ -120,7 +120,7 @@ class BackupPerformance(Members, kw_only=True):
     max_chunk: Int | None = None
 
 
-class BlockdevBackup(Members, kw_only=True):
+class Backup(Members, kw_only=True):
     """A copy of a disk as it is now.
 
     job-id            name of the job (default: the device's)
@@ -136,7 +136,6 @@ class BlockdevBackup(Members, kw_only=True):
     auto-dismiss      forget it without being asked (default: true)
     filter-node-name  name of the filter that copies before writes
     x-perf            how to copy
-    target            the node to copy to
     """
 
     job_id: str | None = None
@@ -152,7 +151,28 @@ class BlockdevBackup(Members, kw_only=True):
     auto_dismiss: bool | None = None
     filter_node_name: str | None = None
     x_perf: BackupPerformance | None = None
+
+
+class BlockdevBackup(Backup, kw_only=True):
+    """A copy of a disk as it is now, in a node.
+
+    target  the node to copy to
+    """
+
     target: str
+
+
+class DriveBackup(Backup, kw_only=True):
+    """A copy of a disk as it is now, in an image that is named by its file.
+
+    target  file name of the target
+    format  its format (default: the source's)
+    mode    whether the target is made (default) or there already
+    """
+
+    target: str
+    format: str | None = None
+    mode: NewImageMode | None = None
 
 
 class BlockCommit(Members, kw_only=True):

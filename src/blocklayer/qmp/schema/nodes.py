@@ -87,6 +87,57 @@ class BlockdevCreate(Members, kw_only=True):
     options: CreateFile | CreateNull | CreateQed | CreateRaw
 
 
+class InternalSnapshot(Members, kw_only=True):
+    """A snapshot inside an image.
+
+    device  the node
+    name    of the snapshot
+    """
+
+    device: str
+    name: str
+
+
+class DeleteInternalSnapshot(Members, kw_only=True):
+    """Which snapshot inside an image to delete.
+
+    device  the node
+    id      of the snapshot
+    name    of the snapshot
+    """
+
+    device: str
+    id: str | None = None
+    name: str | None = None
+
+
+class AmendOptions(Members, kw_only=True):
+    """What would be changed.
+
+    driver  the format of the node
+    """
+
+    driver: Literal[
+        "blkdebug", "blklogwrites", "blkverify", "copy-on-read", "file", "host_device", "nbd",
+        "null-co", "qed", "raw", "throttle",
+    ]  # fmt: skip
+
+
+class BlockdevAmend(Members, kw_only=True):
+    """A job that changes options of an image; no format here has any that can be changed so.
+
+    job-id     name of the job
+    node-name  the image
+    options    what to change
+    force      change also what may lose data
+    """
+
+    job_id: str
+    node_name: str
+    options: AmendOptions
+    force: bool | None = None
+
+
 class BlockResize(Members, kw_only=True):
     """A new size.
 

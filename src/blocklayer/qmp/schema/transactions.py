@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from blocklayer.qmp.schema.bitmaps import BitmapAdd, BitmapMerge, BitmapOf
-from blocklayer.qmp.schema.jobs import BlockdevBackup
-from blocklayer.qmp.schema.nodes import Snapshot, SnapshotSync
+from blocklayer.qmp.schema.jobs import BlockdevBackup, DriveBackup
+from blocklayer.qmp.schema.nodes import InternalSnapshot, Snapshot, SnapshotSync
 from blocklayer.qmp.types import Members, Nothing
 
 
@@ -87,6 +87,15 @@ class Backup(Action, kw_only=True, tag="blockdev-backup"):
     data: BlockdevBackup
 
 
+class BackupDrive(Action, kw_only=True, tag="drive-backup"):
+    """drive-backup.
+
+    data  its arguments
+    """
+
+    data: DriveBackup
+
+
 class TakeSnapshot(Action, kw_only=True, tag="blockdev-snapshot"):
     """blockdev-snapshot.
 
@@ -105,6 +114,15 @@ class TakeSnapshotSync(Action, kw_only=True, tag="blockdev-snapshot-sync"):
     data: SnapshotSync
 
 
+class TakeInternalSnapshot(Action, kw_only=True, tag="blockdev-snapshot-internal-sync"):
+    """blockdev-snapshot-internal-sync.
+
+    data  its arguments
+    """
+
+    data: InternalSnapshot
+
+
 Actions: TypeAlias = (
     Abort
     | AddBitmap
@@ -114,8 +132,10 @@ Actions: TypeAlias = (
     | DisableBitmap
     | MergeBitmaps
     | Backup
+    | BackupDrive
     | TakeSnapshot
     | TakeSnapshotSync
+    | TakeInternalSnapshot
 )
 
 
