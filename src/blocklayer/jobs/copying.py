@@ -23,6 +23,7 @@ from blocklayer.core.node import FormatNode
 from blocklayer.jobs.errors import job_error
 from blocklayer.jobs.job import IGNORE, REPORT, Job
 from blocklayer.jobs.mirror_engine import READ, Engine, IoFailed, Moved
+from blocklayer.jobs.pace import Courtesy
 from blocklayer.jobs.workers import EarlyFlush, Workers
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ WORKERS = 4
 """Steps in flight; more only make the same two memory buses wait for each other."""
 
 CAUTION_MAX = 12
+
+COURTESY_SECONDS_MAX = 0.2
+"""The longest rest between two steps, however long one took."""
 
 RETRY_SECONDS = 0.05
 """Rest after an error that is to be ignored."""
@@ -83,6 +87,7 @@ class CopyingJob(Job):
         self._moving = 0
         self._cursor = self._passes = 0
         self._counting = threading.Lock()
+        self._courtesy = Courtesy()
         self._filter: JobFilter | None = None
         self._entered = False
         self._entering = True
@@ -230,6 +235,7 @@ class CopyingJob(Job):
         self._passes = 0
         while True:
             self.hold_back()
+            self.give_way()
             self.raise_failure()
             if self.has_done_enough():
                 self._workers.drain()
@@ -241,6 +247,18 @@ class CopyingJob(Job):
                 self._workers.drain()
             elif self.engine.dirty.is_empty:
                 return
+
+    def give_way(self) -> None:
+        """Between two steps: guests who are busy keep most of the machine."""
+        requests = self.engine.guest_requests
+        if not self.is_ending() and self._courtesy.is_due(requests):
+            self._workers.drain()
+            seconds = self._courtesy.rest(requests)
+            self.sleep(min(seconds, COURTESY_SECONDS_MAX), self.is_ending)
+
+    def is_ending(self) -> bool:
+        """Whether somebody waits for the end, so that it matters more than guests' speed."""
+        return False
 
     def has_done_enough(self) -> bool:
         """Whether what is still dirty may be left: only to a `prepare` that copies it."""
@@ -274,7 +292,10 @@ class CopyingJob(Job):
             step = self._collect(0)
         if step is None:
             return None
-        self._cursor = step.end if step.end < self.engine.size else 0
+        self._cursor = step.end
+        if step.end >= self.engine.size:
+            self._cursor = 0
+            self._passes += 1
         self._workers.wait_while(lambda: any(step.overlaps(each) for each in self._flying()))
         with self._counting:
             self._moving += step.length
@@ -342,6 +363,7 @@ class CopyingJob(Job):
 
     def copy_step(self, step: Step, buffer: bytearray) -> None:
         moved = Moved()
+        started = time.thread_time()
         try:
             moved = self.do_step(step, buffer)
             self._caution = max(0, self._caution - 1)
@@ -351,6 +373,7 @@ class CopyingJob(Job):
             with self._counting:
                 self._moving -= step.length
                 self._current += moved.data + moved.zero
+                self._courtesy.worked(time.thread_time() - started)
                 self._early.written(moved.data)
             with self.changed:
                 self.limit.account(moved.data)

@@ -5,6 +5,7 @@
     scan       what has to be copied at first is marked dirty
     copy       dirty granules are copied until there are none: READY
     keep up    what guests write is copied, until somebody says complete, or cancel
+    catch up   guests' writes go to both sides, so that ever less is left
     complete   while no request is in flight the rest is copied, and everybody stands on the target
 
 Without `force`, cancelling a job that is ready ends it in the same way but for the last step: the
@@ -68,6 +69,9 @@ class MirrorJob(CopyingJob):
         self._soft_cancel = False
         self._keeping_up = False
         """The first scan is over: guests may write to the target."""
+        self._judged = -1
+        self._left_before = self._failures_before = 0
+        self._falls_behind = False
         super().__init__(graph, jobs, job_id, source, options)
 
     def make_filter(self) -> MirrorFilter:
@@ -117,23 +121,47 @@ class MirrorJob(CopyingJob):
             if not self.ready:
                 self.flush_target()
                 self.become_ready()
-            if self.completing or self._soft_cancel:
+            if self.is_ending():
                 rounds += 1
                 if self.engine.dirty.count <= REST_BYTES or rounds >= ROUNDS_MAX:
+                    self._let_guests_follow(self.copy_mode == WRITE_BLOCKING)
                     return
+                self._let_guests_follow(True)
             else:
                 # As long as it has worked at least: guests have the machine for half of the time.
                 rest = max(IDLE_SECONDS, min(time.monotonic() - started, REST_SECONDS_MAX))
-                self.sleep(rest, lambda: self.completing or self._soft_cancel)
+                self.sleep(rest, self.is_ending)
+
+    def is_ending(self) -> bool:
+        """Somebody has said complete, or cancel, and waits for it."""
+        return self.completing or self._soft_cancel
+
+    def _let_guests_follow(self, follow: bool) -> None:
+        with self.changed:
+            self.engine.write_blocking = follow
 
     def has_done_enough(self) -> bool:
         """Keeping up with guests means a pass over what they have written, and a rest.
 
-        What is left in the end is copied while they wait: it has to be little.
+        Guests may write faster than is copied. Then more passes are of no use: they will have to
+        follow, or to wait, while the rest is copied, when somebody wants the end.
         """
-        if self.ready and not self.completing and not self._soft_cancel:
+        if self.ready:
+            if self.is_ending() and not self.engine.write_blocking:
+                return True
             return self._passes >= 1
-        return self._passes >= PASSES_MAX and self.engine.dirty.count <= REST_BYTES
+        if self._passes != self._judged:
+            self._judge_pass()
+        little = self._passes >= PASSES_MAX and self.engine.dirty.count <= REST_BYTES
+        return little or self._falls_behind
+
+    def _judge_pass(self) -> None:
+        """All that was dirty when a pass began was copied in it, unless something failed."""
+        self._workers.drain()
+        left, failures = self.engine.dirty.count, self.failures
+        if self._judged >= 0 and failures == self._failures_before:
+            self._falls_behind = left * 2 > self._left_before
+        self._judged, self._left_before, self._failures_before = self._passes, left, failures
 
     def check_sizes(self) -> None:
         """Nothing else is possible with a target of another size."""
@@ -166,6 +194,7 @@ class MirrorJob(CopyingJob):
     def _catch_up(self) -> None:
         """The job may have waited long for others: most of what was written since, guests in."""
         self._passes = 0
+        self._let_guests_follow(True)
         self._copy_while(
             self._take_step,
             lambda: self._passes < ROUNDS_MAX and self.engine.dirty.count > REST_BYTES,
