@@ -51,6 +51,56 @@ def test_a_new_image(tmp_path: Path, source: Path, format: str) -> None:
     assert target.stat().st_blocks * 512 < MiB + 512 * 1024
 
 
+def test_a_target_is_as_large_as_its_source(tmp_path: Path, source: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"kept")
+    for size in ("64M", "1M", "0"):
+        done = blk("mirror", "-O", "qed", "-o", f"size={size}", source, target)
+        wanted = "blk: Source and target image have different sizes\n"
+        assert (done.returncode, done.stderr) == (1, wanted)
+        assert target.read_bytes() == b"kept", "nothing was made"
+    done = blk("mirror", "-O", "qed", "-o", "size=8M,cluster_size=1M", source, target)
+    assert done.returncode == 0, done.stderr
+    with blocklayer.open(target, format="qed") as disk:
+        assert disk.read(0, disk.size) == source.read_bytes()
+
+
+@pytest.mark.parametrize("sync", ["full", "top"])
+def test_a_new_image_over_a_backing_file(tmp_path: Path, source: Path, sync: str) -> None:
+    """Full hides all of the backing file, and top shows it below what is moved."""
+    overlay, target = tmp_path / "overlay", tmp_path / "target"
+    blocklayer.create(overlay, format="qed", backing="source.raw", backing_format="raw")
+    with blocklayer.open(overlay, mode="r+") as disk:
+        disk.write(5 * MiB, b"own" * 1000)
+        disk.write_zeroes(3 * MiB, 64 * 1024)
+        shown = disk.read(0, SIZE)
+    other = tmp_path / "other.raw"
+    other.write_bytes(b"o" * SIZE)
+    below = other if sync == "full" else source
+    options = f"backing_file={below.name},backing_fmt=raw"
+    done = blk("mirror", "--sync", sync, "-O", "qed", "-o", options, overlay, target)
+    assert done.returncode == 0, done.stderr
+    assert blocklayer.info(target).backing_filename == below.name
+    with blocklayer.open(target) as disk:
+        assert disk.read(0, SIZE) == shown
+    assert other.read_bytes() == b"o" * SIZE
+    if sync == "top":
+        assert target.stat().st_blocks * 512 < MiB, "what the backing file shows was not copied"
+
+
+def test_a_backing_file_that_cannot_be(tmp_path: Path, source: Path) -> None:
+    target = tmp_path / "target"
+    for options, words, wanted in (
+        ("backing_file=x", ["-O", "qed"], "Use of backing file requires explicit backing format"),
+        ("backing_file=x,backing_fmt=raw", [], "Backing file not supported for file format 'raw'"),
+        ("backing_file=x,backing_fmt=raw", ["-O", "qed"], "No such file or directory"),
+    ):
+        done = blk("mirror", *words, "-o", options, source, target)
+        assert done.returncode == 1
+        assert wanted in done.stderr
+        assert not target.exists()
+
+
 def test_a_target_that_exists(tmp_path: Path, source: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"o" * SIZE)

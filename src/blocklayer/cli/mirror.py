@@ -45,9 +45,11 @@ COMMAND = Command(
     ),
     details=(
         "What reads as zeroes is not written to a target that reads as zeroes already, so a sparse"
-        " target stays sparse. With --qmp the work is the daemon's (blk daemon, or qemu's): the"
-        " disk may be written to meanwhile, and TARGET is a copy of it at the moment when the"
-        " command ends, or with --move takes its place."
+        " target stays sparse. A new target is as large as its source. One that is made with --sync"
+        " top needs -o backing_file=FILE,backing_fmt=FMT to show what lies below.\n\n"
+        "With --qmp the work is the daemon's (blk daemon, or qemu's): the disk may be written to"
+        " meanwhile, and TARGET is a copy of it at the moment when the command ends, or with --move"
+        " takes its place."
     ),
     examples=(
         ("mirror -p -O qed server.raw server.qed", "A raw disk as QED, with progress."),
@@ -91,6 +93,8 @@ def _run_here(arguments: Arguments, source: str, target: str, sync: str, speed: 
     target_format = arguments.last("O", "raw")
     check_target(target)
     check_sizes(target_format, options)
+    if options.get("backing_file") is not None and not options.get("backing_fmt"):
+        raise Failure("Use of backing file requires explicit backing format")
     with Running(arguments) as running:
         result = mirror_images(
             source,

@@ -7,9 +7,11 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from blocklayer.base.align import align_up
 from blocklayer.base.errors import BlocklayerError, Cancelled, InvalidArgument
 from blocklayer.base.progress import CancelToken, Progress, ProgressCallback
 from blocklayer.base.record import Record
+from blocklayer.base.units import SECTOR, parse_size
 from blocklayer.core.graph import Graph
 from blocklayer.core.graph_options import Settings
 from blocklayer.core.opening import FilenameLike, Opener, OpenFlags, cache_mode, is_export, path_of
@@ -60,7 +62,9 @@ def mirror_images(
 ) -> MirrorResult:
     """Make `target` show what `source` shows, with a mirror job.
 
-    make     the target is a new image of `format` with `options`; removed again on failure
+    make     the target is a new image of `format`, removed again on failure
+    options  create options of the format, with ``backing_file`` and ``backing_fmt``: with ``top``
+             that backing file shows what the source's does. A ``size`` must be the source's
     sync     ``full``, or ``top``: only what the source's own layer holds
     discard  ``unmap`` (default) or ``ignore``: whether zeroes may take space of a target away
 
@@ -74,7 +78,7 @@ def mirror_images(
         node = graph.add_node(Opener(flags).open_name(source, source_format), "source")
         if make:
             refuse_part_of(node, target)
-            create(path_of(target), format=format, size=node.size, **(options or {}))
+            _create(path_of(target), format, node.size, dict(options or {}))
             made = True
         flags = OpenFlags(read_only=False, cache=cache_mode(cache))
         opened = Opener(flags).open_name(target, format)
@@ -104,6 +108,22 @@ def mirror_images(
         if begun and not isinstance(error, InvalidArgument):
             tell_of_target(error, _shown(target))
         raise
+
+
+def _create(target: str, format: str, size: int, options: dict[str, Any]) -> None:
+    """A target must be as large as its source: nobody could move to it otherwise."""
+    if align_up(parse_size(options.pop("size", size)), SECTOR) != size:
+        raise InvalidArgument("Source and target image have different sizes")
+    backing = options.pop("backing_file", None)
+    backing_format = options.pop("backing_fmt", None)
+    create(
+        target,
+        format=format,
+        size=size,
+        backing=backing,
+        backing_format=backing_format,
+        **options,
+    )
 
 
 def _end(graph: Graph, jobs: Jobs) -> None:
