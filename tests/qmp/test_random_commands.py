@@ -85,6 +85,8 @@ class Author:
             ("blockdev-add", self.node()),
             ("blockdev-del", {"node-name": self.name()}),
             ("blockdev-reopen", {"options": [self.node() for _ in range(rng.randrange(3))]}),
+            ("blockdev-reopen", {"options": [{"driver": rng.choice(["raw", "qed"]),
+                                              "node-name": self.name(), "file": self.name()}]}),
             ("block_resize", {"node-name": self.name(), "size": rng.choice([0, SIZE, 2 * SIZE])}),
             ("blockdev-snapshot", {"node": self.name(), "overlay": self.name()}),
             ("blockdev-snapshot-sync",
@@ -92,6 +94,9 @@ class Author:
             ("blockdev-mirror", {**self.job(), "target": self.name(), "sync": sync}),
             ("blockdev-backup", {**self.job(), "target": self.name(), "sync": sync, "bitmap": "x"}),
             ("blockdev-backup", {**self.job(), "target": self.name(), "sync": "full"}),
+            ("blockdev-backup", {**self.job(), "target": self.name(), "sync": "none"}),
+            ("drive-backup", {**self.job(), "target": "n.qed", "format": "qed", "sync": sync}),
+            ("drive-backup", {**self.job(), "target": "n.qed", "format": "qed", "sync": "none"}),
             ("block-commit", self.job()),
             ("block-stream", self.job()),
             ("drive-mirror", {**self.job(), "target": "m.raw", "sync": sync}),
@@ -107,6 +112,8 @@ class Author:
             ("nbd-server-stop", {}),
             ("block-export-add", {"type": "nbd", "id": rng.choice(JOBS), "node-name": self.name(),
                                   "writable": rng.random() < 0.5}),
+            ("block-export-add", {"type": "nbd", "id": rng.choice(JOBS), "node-name": self.name(),
+                                  "bitmaps": [rng.choice([self.bitmap(), "x"])]}),
             ("block-export-del", {"id": rng.choice(JOBS), "mode": "hard"}),
             ("block-set-write-threshold", {"node-name": self.name(), "write-threshold": 512}),
             ("query-named-block-nodes", {}),
@@ -117,14 +124,16 @@ class Author:
             ("query-block-exports", {}),
         ]  # fmt: skip
         if rng.random() < 0.1:
-            actions = [
+            actions: list[dict[str, Any]] = [
+                {"type": "drive-backup",
+                 "data": {**self.job(), "target": "o.qed", "format": "qed", "sync": sync}},
                 {"type": f"block-dirty-bitmap-{bitmap_verb}", "data": self.bitmap()},
                 {"type": "blockdev-snapshot", "data": {"node": self.name(), "overlay": "e"}},
                 {"type": "blockdev-backup",
                  "data": {**self.job(), "target": self.name(), "sync": "full"}},
                 {"type": "abort", "data": {}},
             ]  # fmt: skip
-            return "transaction", {"actions": rng.sample(actions, rng.randrange(1, 4))}
+            return "transaction", {"actions": rng.sample(actions, rng.randrange(1, 5))}
         return rng.choice(choices)
 
 
