@@ -12,7 +12,9 @@ import pytest
 import blocklayer
 from blocklayer import Refused, Trust
 from blocklayer.base.units import KiB, MiB
+from blocklayer.cli.docs import model
 from blocklayer.cli.main import main
+from blocklayer.jobs.images import mirror_images
 from blocklayer.ops import commit as commit_module
 from tests.hostile.images import Image, make
 
@@ -53,6 +55,10 @@ OPERATIONS: dict[str, Callable[[Path, Path], object]] = {
     "rebase": lambda path, _: blocklayer.rebase(path, None, trust=Trust()),
     "resize": lambda path, _: blocklayer.resize(path, MiB, trust=Trust()),
     "dd": lambda path, target: blocklayer.dd(path, target / "target", trust=Trust()),
+    "mirror": lambda path, target: mirror_images(path, target / "target", trust=Trust()),
+    "create": lambda path, target: blocklayer.create(
+        target / "target", format="qed", backing=path, backing_format="qed", trust=Trust()
+    ),
 }
 
 LINES: dict[str, list[str]] = {
@@ -60,6 +66,13 @@ LINES: dict[str, list[str]] = {
     "rebase": ["rebase", "--untrusted", "-b", "", "overlay"],
     "resize": ["resize", "--untrusted", "overlay", "1M"],
     "dd": ["dd", "--untrusted", "if=overlay", "of=target"],
+    "mirror": ["mirror", "--untrusted", "overlay", "target"],
+    "create": ["create", "--untrusted", "-f", "qed", "-b", "overlay", "-F", "qed", "target"],
+    "create -o": [
+        *("create", "--untrusted", "-f", "qed"),
+        *("-o", "backing_file=overlay,backing_fmt=qed", "target"),
+    ],
+    "snapshot": ["snapshot", "--untrusted", "-l", "overlay"],
     "bench": ["bench", "--untrusted", "-c", "1", "overlay"],
     "io": ["io", "--untrusted", "-c", "read 0 512", "overlay"],
     "io -s": ["io", "--untrusted", "-s", "-c", "read 0 512", "overlay"],
@@ -86,8 +99,11 @@ def test_operations_do_what_stays_inside(folder: Path, name: str) -> None:
     with blocklayer.open(path) as disk:
         shown = disk.read(0, disk.size)
     OPERATIONS[name](path, folder)
-    result = {"commit": folder / "base", "dd": folder / "target"}.get(name, path)
-    with blocklayer.open(result, format="qed" if result == path else "raw") as disk:
+    result = {"commit": folder / "base"}.get(name, path)
+    if (folder / "target").exists():
+        result = folder / "target"
+    is_qed = name in ("rebase", "resize", "create")
+    with blocklayer.open(result, format="qed" if is_qed else "raw") as disk:
         assert disk.read(0, len(shown)) == shown
 
 
@@ -102,6 +118,36 @@ def test_commands(
     assert "outside the folder" in printed.err + printed.out
     overlay(folder, b"base")
     assert main(LINES[name]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["amend", "-o", "x=1", "overlay"],
+        ["snapshot", "-c", "s", "overlay"],
+        ["bitmap", "--add", "overlay", "b"],
+    ],
+    ids=lambda line: line[0],
+)
+def test_commands_that_have_nothing_to_change(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main([line[0], "--untrusted", *line[1:]]) == 1
+    assert "outside the folder" not in capsys.readouterr().err
+    overlay(folder, b"../secret")
+    assert main([line[0], "--untrusted", *line[1:]]) == 1
+    assert "outside the folder" in capsys.readouterr().err
+
+
+def test_every_command_that_opens_images_by_name_can_be_told() -> None:
+    others = {"completion", "daemon", "help"}
+    for command in model.commands():
+        names = {option.key for option in command.options}
+        assert (command.name in others) != ({"untrusted", "allow"} <= names), command.name
 
 
 @pytest.mark.parametrize("spelling", [["--untrusted="], ["--untrusted=", "--allow", "depth=1"]])

@@ -7,15 +7,18 @@ from blocklayer.cli.failures import UsageError
 from blocklayer.cli.getopt import Option
 from blocklayer.cli.output import print_result
 from blocklayer.cli.parsing import (
+    ALLOW,
     FORMAT,
     IMAGE_OPTS,
     OUTPUT,
     PROGRESS,
     QUIET,
+    UNTRUSTED,
     Arguments,
     Command,
     cache_name,
     one_image,
+    trust_argument,
 )
 from blocklayer.cli.progress import Running
 from blocklayer.cli.targets import create_options
@@ -33,6 +36,8 @@ COMMAND = Command(
         PROGRESS,
         QUIET,
         IMAGE_OPTS,
+        UNTRUSTED,
+        ALLOW,
     ),
     examples=(("amend -f qed -o help", "List what can be changed in images of a format."),),
 )
@@ -49,14 +54,15 @@ def run(arguments: Arguments) -> int:
             return 0
         name, format_name = one_image(arguments)
         cache = cache_name(arguments, "t", "writeback")
+        trust = trust_argument(arguments)
         if options is None:
             from blocklayer.ops.info import info
 
-            _help(format_name or info(name, format=format_name).format)
+            _help(format_name or info(name, format=format_name, trust=trust).format)
             return 0
         from blocklayer.ops.amend import amend
 
-        amend(name, options, format=format_name, cache=cache)
+        amend(name, options, format=format_name, cache=cache, trust=trust)
         print_result(arguments, {"filename": arguments.names[0]})
     return 0
 

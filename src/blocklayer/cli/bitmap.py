@@ -7,7 +7,17 @@ from blocklayer.cli.failures import Failure
 from blocklayer.cli.getopt import Option
 from blocklayer.cli.numbers import size_argument
 from blocklayer.cli.output import print_result
-from blocklayer.cli.parsing import IMAGE_OPTS, OUTPUT, Arguments, Command, image_name, wants_json
+from blocklayer.cli.parsing import (
+    ALLOW,
+    IMAGE_OPTS,
+    OUTPUT,
+    UNTRUSTED,
+    Arguments,
+    Command,
+    image_name,
+    trust_argument,
+    wants_json,
+)
 
 COMMAND = Command(
     "bitmap",
@@ -26,6 +36,8 @@ COMMAND = Command(
         Option("-f", "FMT", "format of the image; found by its signature if not given"),
         OUTPUT,
         IMAGE_OPTS,
+        UNTRUSTED,
+        ALLOW,
     ),
     examples=(("bitmap --add -g 64k disk.img backup", "Record from now on what is written."),),
 )
@@ -52,6 +64,7 @@ def run(arguments: Arguments) -> int:
         granularity=granularity,
         source=arguments.optional("source-file"),
         source_format=arguments.optional("source-format"),
+        trust=trust_argument(arguments),
     )
     print_result(arguments, {"filename": filename, "bitmap": bitmap, "actions": actions})
     return 0

@@ -8,7 +8,15 @@ from blocklayer.cli.failures import Failure, UsageError
 from blocklayer.cli.getopt import Option
 from blocklayer.cli.numbers import size_argument
 from blocklayer.cli.output import print_result
-from blocklayer.cli.parsing import OUTPUT, QUIET, Arguments, Command
+from blocklayer.cli.parsing import (
+    ALLOW,
+    OUTPUT,
+    QUIET,
+    UNTRUSTED,
+    Arguments,
+    Command,
+    trust_argument,
+)
 from blocklayer.cli.progress import Running
 from blocklayer.cli.targets import check_sizes, check_target, create_options
 
@@ -30,11 +38,14 @@ COMMAND = Command(
         Option("-o", "OPTIONS", "options of the format: name=value,...; 'help' lists them"),
         OUTPUT,
         QUIET,
+        UNTRUSTED,
+        ALLOW,
     ),
     details=(
         "An image with a backing file (-b) shows what that one holds until it is written to; the"
         " backing file must not change any more. Its format must be given with -F: a guess could"
-        " be made wrong by what a guest writes.\n\n"
+        " be made wrong by what a guest writes. If somebody else made the backing file, --untrusted"
+        " limits what is opened below it.\n\n"
         "-o takes the options of the format as name=value, separated by commas; a comma in a value"
         " is doubled."
     ),
@@ -109,6 +120,7 @@ def _create(
         backing=backing,
         backing_format=backing_format,
         check_backing="u" not in arguments,
+        trust=trust_argument(arguments),
         **options,
     )
 

@@ -8,14 +8,17 @@ from blocklayer.cli.getopt import Option
 from blocklayer.cli.numbers import size_argument
 from blocklayer.cli.output import print_result
 from blocklayer.cli.parsing import (
+    ALLOW,
     FORCE_SHARE,
     FORMAT,
     OUTPUT,
     PROGRESS,
     QUIET,
+    UNTRUSTED,
     Arguments,
     Command,
     cache_name,
+    trust_argument,
 )
 from blocklayer.cli.progress import Running
 from blocklayer.cli.targets import check_sizes, check_target, create_options
@@ -42,6 +45,8 @@ COMMAND = Command(
         PROGRESS,
         QUIET,
         FORCE_SHARE,
+        UNTRUSTED,
+        ALLOW,
     ),
     details=(
         "What reads as zeroes is not written to a target that reads as zeroes already, so a sparse"
@@ -57,6 +62,12 @@ COMMAND = Command(
         ("mirror --qmp /run/blk.sock --move disk0 new0", "A disk in use moves to another node."),
     ),
 )
+
+
+_OF_IMAGES = (
+    *("format", "O", "o", "n", "keep-space", "t", "T", "force-share", "untrusted", "allow"),
+)
+"""Options that say how images are opened and made."""
 
 
 def run(arguments: Arguments) -> int:
@@ -110,6 +121,7 @@ def _run_here(arguments: Arguments, source: str, target: str, sync: str, speed: 
             source_cache=cache_name(arguments, "T", "writeback", what="source "),
             discard="ignore" if "keep-space" in arguments else "unmap",
             force_share="force-share" in arguments,
+            trust=trust_argument(arguments),
             progress=running.report,
             cancel=running.cancel,
         )
@@ -121,7 +133,7 @@ def _run_here(arguments: Arguments, source: str, target: str, sync: str, speed: 
 def _run_in_daemon(arguments: Arguments, source: str, target: str, sync: str, speed: int) -> int:
     from blocklayer.cli.qmp_client import QmpClient, mirror_nodes
 
-    for name in ("format", "O", "o", "n", "keep-space", "t", "T", "force-share"):
+    for name in _OF_IMAGES:
         if name in arguments:
             raise Failure("with --qmp, images are the daemon's: options of images have no effect")
     wanted = {"sync": sync, "speed": speed}

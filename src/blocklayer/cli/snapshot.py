@@ -7,13 +7,16 @@ from blocklayer.cli.failures import Failure
 from blocklayer.cli.getopt import Option
 from blocklayer.cli.output import print_json
 from blocklayer.cli.parsing import (
+    ALLOW,
     FORCE_SHARE,
     IMAGE_OPTS,
     OUTPUT,
     QUIET,
+    UNTRUSTED,
     Arguments,
     Command,
     one_image,
+    trust_argument,
     wants_json,
 )
 
@@ -30,6 +33,8 @@ COMMAND = Command(
         QUIET,
         IMAGE_OPTS,
         FORCE_SHARE,
+        UNTRUSTED,
+        ALLOW,
     ),
     examples=(
         ("snapshot -l disk.img", "List them."),
@@ -47,6 +52,7 @@ def run(arguments: Arguments) -> int:
     name, _ = one_image(arguments)
     as_json = wants_json(arguments)
     force_share = "force-share" in arguments
+    trust = trust_argument(arguments)
     for letter, action in ACTIONS.items():
         if letter in arguments:
             if force_share:
@@ -56,11 +62,11 @@ def run(arguments: Arguments) -> int:
                 )
             from blocklayer.ops.snapshot import change_snapshot
 
-            change_snapshot(name, action, arguments.last(letter))
+            change_snapshot(name, action, arguments.last(letter), trust=trust)
             return 0
     from blocklayer.ops.snapshot import snapshots
 
-    found = snapshots(name, force_share=force_share)
+    found = snapshots(name, force_share=force_share, trust=trust)
     if as_json:
         print_json(found)
     for snapshot in () if as_json else found:

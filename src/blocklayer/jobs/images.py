@@ -23,6 +23,7 @@ from blocklayer.ops.create import create, remove
 from blocklayer.ops.told import tell_of_target
 
 if TYPE_CHECKING:
+    from blocklayer.core.trust import Trust
     from blocklayer.jobs.job import Job
 
 LOOK_SECONDS = 0.1
@@ -57,6 +58,7 @@ def mirror_images(
     discard: str = "unmap",
     detect_zeroes: str = "off",
     force_share: bool = False,
+    trust: Trust | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelToken | None = None,
 ) -> MirrorResult:
@@ -67,6 +69,7 @@ def mirror_images(
              that backing file shows what the source's does. A ``size`` must be the source's
     sync     ``full``, or ``top``: only what the source's own layer holds
     discard  ``unmap`` (default) or ``ignore``: whether zeroes may take space of a target away
+    trust    for a source that somebody else made: what it may ask for
 
     Raises `CreateError`, `OpenError`, `InvalidArgument`, `IoError`, `MirrorFailed`, `Cancelled`.
     """
@@ -74,7 +77,9 @@ def mirror_images(
     graph, jobs = Graph(), Jobs()
     begun = made = False
     try:
-        flags = OpenFlags(cache=cache_mode(source_cache, "source cache"), force_share=force_share)
+        flags = OpenFlags(
+            cache=cache_mode(source_cache, "source cache"), force_share=force_share, trust=trust
+        )
         node = graph.add_node(Opener(flags).open_name(source, source_format), "source")
         if make:
             refuse_part_of(node, target)

@@ -12,6 +12,8 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any
 
+    from blocklayer.core.trust import Trust
+
 
 def amend(
     name: FilenameLike,
@@ -19,9 +21,10 @@ def amend(
     *,
     format: str | None = None,
     cache: str = "writeback",
+    trust: Trust | None = None,
 ) -> None:
     """Give an image other create options. Raises `OpenError`, `NotSupported`."""
-    with open_disk(name, mode="r+", format=format, cache=cache) as disk:
+    with open_disk(name, mode="r+", format=format, cache=cache, trust=trust) as disk:
         amendable_options(disk.format)
 
 

@@ -10,6 +10,10 @@ from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.core.opening import FilenameLike
 from blocklayer.ops.open_image import open_disk
 
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.core.trust import Trust
+
 GRANULARITY_MIN = 512
 GRANULARITY_MAX = 2**31
 
@@ -23,20 +27,24 @@ def change_bitmap(
     granularity: int = 0,
     source: FilenameLike | None = None,
     source_format: str | None = None,
+    trust: Trust | None = None,
 ) -> None:
     """Do `actions` with a bitmap of an image, in their order.
 
     actions      add, remove, clear, enable, disable, merge
     granularity  of a new bitmap, in bytes; 0 leaves the choice to the format
     source       the image whose bitmap is merged, if it is not this one
+    trust        for images that somebody else made: what they may ask for
 
     Raises `OpenError`, `InvalidArgument`, `NotSupported`.
     """
     with contextlib.ExitStack() as stack:
-        disk = stack.enter_context(open_disk(name, mode="r+", format=format))
+        disk = stack.enter_context(open_disk(name, mode="r+", format=format, trust=trust))
         if source is not None:
             # Its own bitmaps count, not what it is backed by: that may be this very image.
-            stack.enter_context(open_disk(source, format=source_format, backing_chain=False))
+            stack.enter_context(
+                open_disk(source, format=source_format, backing_chain=False, trust=trust)
+            )
         for action in actions:
             failed = f"Operation {action} on bitmap {bitmap} failed"
             if action != "add":

@@ -15,6 +15,7 @@ from blocklayer.base.errors import (
     IoError,
     NotSupported,
     OpenError,
+    Refused,
 )
 from blocklayer.base.units import INT64_MAX, SECTOR, parse_size
 from blocklayer.core import drivers
@@ -33,6 +34,8 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any
 
+    from blocklayer.core.trust import Trust
+
 
 def create(
     filename: str | os.PathLike[str],
@@ -43,6 +46,7 @@ def create(
     backing_format: str | None = None,
     check_backing: bool = True,
     locking: str = "auto",
+    trust: Trust | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Create an image; returns the options it was made with.
@@ -53,8 +57,10 @@ def create(
     check_backing   the backing file must exist and open; without it, `size` must be given
     options         what the format offers: ``cluster_size``, ``table_size``, ``preallocation`` …,
                     and what files offer: ``nocow``, ``extent_size_hint``
+    trust           for a backing file that somebody else made: what it may ask for when it is
+                    looked at
 
-    Raises `CreateError`, and `LockError` if somebody uses the file.
+    Raises `CreateError`, `Refused`, and `LockError` if somebody uses the file.
     """
     path = os.fspath(filename)
     try:
@@ -65,7 +71,11 @@ def create(
         raise CreateError(str(error), path) from error
     try:
         hints = take_hints(options)
-        resolved = _resolve(target, format, size, backing, backing_format, check_backing, options)
+        resolved = _resolve(
+            target, format, size, backing, backing_format, check_backing, trust, options
+        )
+    except Refused:
+        raise
     except BlocklayerError as error:
         raise CreateError(str(error), path) from error
     driver = drivers.load(format)
@@ -81,6 +91,7 @@ def _resolve(
     backing: str | os.PathLike[str] | None,
     backing_format: str | None,
     check_backing: bool,
+    trust: Trust | None,
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything that can be wrong with the options is found here, before any file is touched."""
@@ -97,7 +108,7 @@ def _resolve(
         available = None
         _refuse_itself(target, name)
         if check_backing:
-            available, backing_format = _look_at_backing(target, name, backing_format)
+            available, backing_format = _look_at_backing(target, name, backing_format, trust)
         resolved["backing_fmt"] = backing_format
         wanted = available if wanted is None else wanted
     if wanted is None:
@@ -149,11 +160,16 @@ def _refuse_itself(target: str, backing: str) -> None:
         )
 
 
-def _look_at_backing(target: str, backing: str, format_name: str | None) -> tuple[int, str]:
+def _look_at_backing(
+    target: str, backing: str, format_name: str | None, trust: Trust | None
+) -> tuple[int, str]:
     """Size and format of the backing file."""
     name = backing_path(target, backing)
     try:
-        node = Opener(OpenFlags(backing_role=True), stored=True).open_name(name, format_name)
+        flags = OpenFlags(backing_role=True, trust=trust)
+        node = Opener(flags, stored=True).open_name(name, format_name)
+    except Refused:
+        raise
     except OpenError as error:
         raise OpenError(f"{error.message} (backing file)", name, error.code) from error
     try:
