@@ -301,6 +301,28 @@ def test_when_nothing_is_kept_any_more_reading_is_an_error(tmp_path: Path) -> No
             end(again)
 
 
+def test_nobody_writes_past_the_job(tmp_path: Path) -> None:
+    """A node between the overlay and the source stays where it is: its writes would be missed."""
+    with stage() as here:
+        source = MemoryNode(SIZE)
+        here.put("src", source)
+        here.graph.add({"driver": "raw", "node-name": "whole", "file": "src"})
+        overlay(here, tmp_path, "tmp", "whole")
+        with here.graph.open_disk("whole", writable=True) as writer:
+            with pytest.raises(InvalidArgument, match="permissions 'write' are both required by"):
+                begin(here)
+            assert here.jobs.all() == []
+            writer.write(0, b"1")
+        job = begin(here)
+        with pytest.raises(InvalidArgument, match="permissions 'write' are both required by"):
+            here.graph.open_disk("whole", writable=True)
+        with here.graph.open_disk("src", writable=True) as guest:
+            guest.write(0, b"2")
+        with here.graph.open_disk("tmp") as reader:
+            assert reader.read(0, 1) == b"1"
+        end(job)
+
+
 def test_what_only_a_backing_image_can_do(tmp_path: Path) -> None:
     with stage() as here:
         here.put("src", MemoryNode(SIZE))

@@ -13,11 +13,14 @@ from blocklayer.core.node import Mapped, Node
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, ClassVar
 
 
 class FilterNode(Node):
     """Passes requests on to one child."""
+
+    sees_every_write: ClassVar[bool] = False
+    """Whether nobody may write to the child past this node."""
 
     def __init__(self, child: Node, *, role: str = "file") -> None:
         super().__init__(child.filename, read_only=child.read_only)

@@ -108,6 +108,8 @@ def use_of(edge: Edge, who: str, above: Sequence[Use]) -> Use:
     if passes_on(edge):
         needs = frozenset[str]().union(*(use.needs for use in above))
         shares = ALL.intersection(*(use.shares for use in above))
+        if isinstance(edge.parent, FilterNode) and edge.parent.sees_every_write:
+            shares -= {WRITE, RESIZE}
         return Use(who, edge.role, needs, shares)
     if edge.role == "target":  # what a job's filter has for its job, which has a disk there
         return Use(who, edge.role, frozenset(), ALL)

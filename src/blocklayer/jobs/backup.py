@@ -21,6 +21,7 @@ from blocklayer.base.buffers import Vector
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.units import KiB
 from blocklayer.core.bitmap import Bitmap, DirtyBitmap
+from blocklayer.core.graph_uses import require_peace
 from blocklayer.core.mapping import row_batches
 from blocklayer.core.permissions import READ as OTHERS_READ
 from blocklayer.core.permissions import WRITE as OTHERS_WRITE
@@ -46,6 +47,7 @@ class BeforeWriteFilter(JobFilter):
     """Copies what is there before it is changed."""
 
     driver = "copy-before-write"
+    sees_every_write = True
 
     def __init__(self, child: Node, job: BackupJob, busy: str) -> None:
         super().__init__(child, busy)
@@ -88,6 +90,7 @@ class BackupJob(CopyingJob):
             if self.options["layer"] is not None:
                 self._fleecing = Fleecing(self.graph, self.engine, *self.options["layer"])
                 self._fleecing.begin()
+            require_peace(self.graph, self.source)
             sync, bitmap = self.options["sync"], self.options["bitmap_object"]
             if bitmap is not None:
                 self._saved = Bitmap(bitmap.size, bitmap.granularity)
