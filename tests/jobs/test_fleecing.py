@@ -187,6 +187,35 @@ def test_readers_see_the_moment(seed: int, cluster: int, tmp_path: Path) -> None
         assert job.error == "Operation canceled"
 
 
+@pytest.mark.parametrize("seed", seeds(10, 4))
+def test_a_disk_that_is_an_overlay_itself(seed: int, tmp_path: Path) -> None:
+    """In files, where reads of others may be sent by the kernel, or copied there."""
+    chooser = random.Random(seed)
+    (tmp_path / "base.raw").write_bytes(chooser.randbytes(MiB) + bytes(SIZE - MiB))
+    source = str(tmp_path / "src.qed")
+    base = str(tmp_path / "base.raw")
+    blocklayer.create(source, size=SIZE, format="qed", backing=base, backing_format="raw")
+    with stage() as here:
+        file = {"driver": "file", "filename": source}
+        node = here.graph.add({"driver": "qed", "node-name": "src", "file": file})
+        kept = fill(node, chooser)
+        overlay(here, tmp_path)
+        with disks(here, "src", GUESTS, writable=True) as guests:
+            job = begin(here)
+            with disks(here, "tmp", READERS) as readers:
+                told: list[object] = []
+                assert not readers[0].with_places(0, 4 * KiB, told.append)
+                assert not told
+                with threads(
+                    *(lambda chooser, disk=disk: change(disk, chooser) for disk in guests),
+                    *(lambda chooser, disk=disk: look(disk, kept, chooser) for disk in readers),
+                ):
+                    for _ in range(ROUNDS):
+                        look(readers[0], kept, chooser)
+                kept.require(0, readers[0].read(0, SIZE))
+            end(job)
+
+
 def test_one_read_that_is_overtaken(tmp_path: Path) -> None:
     """The overlay has nothing there; then a guest changes it; then the reader gets to it."""
     with stage() as here:
