@@ -172,3 +172,48 @@ def test_what_is_refused_marks_nothing_outside(tmp_path: Path) -> None:
         assert job.error is None
         assert disk.read(0, 512) == b"y" * 512
         disk.close()
+
+
+@pytest.mark.parametrize("moment", ["start", "pivot"])
+def test_the_graph_changes_as_a_batch_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """What a batch takes for granted has to be looked at when no drain can end any more."""
+    before_start, before_pivot = Disk._write_each_inline, Disk._write_each_followed
+    with stage() as made:
+        disk = put_images(made, tmp_path, "qed")
+        disk.read(0, SIZE)
+        target = made.graph.open_disk("dst", writable=True)
+        target.write(2 * MiB, b"z" * MiB)  # its clusters lie elsewhere
+        target.close()
+        batch = [(offset, memoryview(b"new" * 512)) for offset in (0, MiB, 2 * MiB)]
+
+        def begin(late_disk: Disk, requests: Batch) -> list[int]:
+            monkeypatch.undo()
+            wait_ready(start(made))
+            return before_start(late_disk, requests)
+
+        def pivot(late_disk: Disk, requests: Batch) -> list[int]:
+            monkeypatch.undo()
+            job = made.jobs.find("j")
+            job.complete()
+            wait_end(job)
+            return before_pivot(late_disk, requests)
+
+        if moment == "start":
+            monkeypatch.setattr(Disk, "_write_each_inline", begin)
+        else:
+            wait_ready(start(made))
+            monkeypatch.setattr(Disk, "_write_each_followed", pivot)
+        assert disk.write_each(batch) == {}
+        if moment == "start":
+            job = made.jobs.find("j")
+            job.complete()
+            wait_end(job)
+        disk.close()
+    with blocklayer.open(tmp_path / "dst", format="qed") as copy:
+        expected = bytearray(b"\xff" * SIZE)
+        for offset, view in batch:
+            expected[offset : offset + len(view)] = view
+        assert copy.read(0, SIZE) == expected
+    assert blocklayer.check(tmp_path / "dst").clean

@@ -109,9 +109,10 @@ class Disk:
         self._read_lookup = inline.read if inline else None
         self._descriptor = inline.descriptor if inline else -1
         writable = not (self.read_only or self.writethrough or self.node.watched)
-        followed = inline is not None and inline.written is not None
-        self._write_lookup = inline.write if inline and writable and not followed else None
-        self._followed = inline if writable and followed else None
+        written = inline.write if inline and writable else None
+        followed = written is not None and inline is not None and inline.written is not None
+        self._write_lookup = None if followed else written
+        self._followed = inline if followed else None
 
     def _run(self, action: Callable[..., T], *arguments: object) -> T:
         """Call `action` as a request; one that waits while the disk is switched is not lost."""
@@ -402,21 +403,36 @@ class Disk:
         Neighbours in the sequence that are neighbours in the image are one system call.
         """
         if self._followed is None:
-            late = self._write_each_inline(requests, self._write_lookup)
+            late = self._write_each_inline(requests)
         else:
-            late = self._write_each_followed(requests, self._followed)
+            late = self._write_each_followed(requests)
         return self._run(self._write_late, requests, late) if late else {}
 
-    def _write_each_followed(
-        self, requests: Sequence[tuple[int, memoryview]], inline: Inline
-    ) -> list[int]:
-        written = inline.written
-        assert written is not None
+    def _write_each_inline(self, requests: Sequence[tuple[int, memoryview]]) -> list[int]:
         tracker = self._tracker
         try:
-            tracker.inflight.append(None)  # no drain may end before it was told
+            tracker.inflight.append(None)  # the first call in here: see `core/requests`
+            lookup = self._write_lookup
+            if lookup is None or tracker.drained:
+                return list(range(len(requests)))
+            return self._write_found(requests, lookup)
+        finally:
+            tracker.inflight.pop()
+            if tracker.drained:
+                tracker.wake()
+
+    def _write_each_followed(self, requests: Sequence[tuple[int, memoryview]]) -> list[int]:
+        tracker = self._tracker
+        try:
+            tracker.inflight.append(None)  # no drain may end before somebody was told
+            inline = self._followed
+            if inline is None or tracker.drained:
+                return list(range(len(requests)))
+            lookup, written = inline.write, inline.written
+            assert lookup is not None
+            assert written is not None
             try:
-                late = self._write_each_inline(requests, inline.write)
+                late = self._write_found(requests, lookup)
                 if not late:
                     written(requests)
                 elif len(late) < len(requests):  # the node tells of those that are late
@@ -425,46 +441,35 @@ class Disk:
             except BaseException:
                 written(requests)
                 raise
+            return late
         finally:
             tracker.inflight.pop()
             if tracker.drained:
                 tracker.wake()
-        return late
 
-    def _write_each_inline(
-        self, requests: Sequence[tuple[int, memoryview]], lookup: Lookup | None
-    ) -> list[int]:
+    def _write_found(self, requests: Sequence[tuple[int, memoryview]], lookup: Lookup) -> list[int]:
+        """Write what has a place; the indices of the others. The caller counts as in flight."""
         late: list[int] = []
         vector: Vector = []
-        start = end = first = index = 0
-        tracker = self._tracker
-        try:
-            tracker.inflight.append(None)  # the first call in here: see `core/requests`
-            if lookup is None or tracker.drained:
-                return list(range(len(requests)))
-            unit = self._detect_unit
-            for offset, view in requests:
-                length = len(view)
-                host = lookup(offset, length)
-                if host < 0 or (unit and may_hold_zeroes(offset, view, unit)):
-                    late.append(index)
-                    host = end = -1
-                if vector and (host != end or len(vector) == VECTOR_MAX):
-                    if not self._write_vector(vector, start):
-                        late += range(first, first + len(vector))
-                    vector = []
-                if host >= 0:
-                    if not vector:
-                        start, first = host, index
-                    vector.append(view)
-                    end = host + length
-                index += 1
-            if vector and not self._write_vector(vector, start):
-                late += range(first, first + len(vector))
-        finally:
-            tracker.inflight.pop()
-            if tracker.drained:
-                tracker.wake()
+        start = end = first = 0
+        unit = self._detect_unit
+        for index, (offset, view) in enumerate(requests):
+            length = len(view)
+            host = lookup(offset, length)
+            if host < 0 or (unit and may_hold_zeroes(offset, view, unit)):
+                late.append(index)
+                host = end = -1
+            if vector and (host != end or len(vector) == VECTOR_MAX):
+                if not self._write_vector(vector, start):
+                    late += range(first, first + len(vector))
+                vector = []
+            if host >= 0:
+                if not vector:
+                    start, first = host, index
+                vector.append(view)
+                end = host + length
+        if vector and not self._write_vector(vector, start):
+            late += range(first, first + len(vector))
         return late
 
     def _write_vector(self, vector: Vector, host: int) -> bool:
