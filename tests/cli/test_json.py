@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import blocklayer
+from blocklayer.base.units import MiB
 from tests.cli.side_by_side import OURS, THEIRS, give_both, make_pair, make_template
 from tests.support import needs
+
+BLK = [sys.executable, "-m", "blocklayer"]
 
 pytestmark = needs("qemu-img", "qemu-io")
 
@@ -49,3 +55,23 @@ def sorted_as(theirs: str, ours: str) -> list[str]:
     plain = sorted(line.rstrip(",") for line in theirs.splitlines())
     assert plain == sorted(line.rstrip(",") for line in ours.splitlines())
     return sorted(ours.splitlines())
+
+
+def test_a_map_that_fails_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    blocklayer.create(image, format="qed", size=8 * MiB)
+    with blocklayer.open(image, mode="r+") as disk:
+        disk.write(0, b"x" * 8 * MiB)
+    content = bytearray(image.read_bytes())
+    l1_table = int.from_bytes(content[40:48], "little")
+    l2_table = int.from_bytes(content[l1_table : l1_table + 8], "little")
+    content[l2_table + 80 * 8 : l2_table + 81 * 8] = (1 << 40).to_bytes(8, "little")
+    image.write_bytes(content)
+    done = subprocess.run(
+        [*BLK, "map", "--output=json", str(image)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert '"start": 0' in done.stdout
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(done.stdout)
+    assert json.loads(done.stderr.splitlines()[-1])["error"]

@@ -83,6 +83,16 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
         done = subprocess.run([*BLK, *words], capture_output=True, check=True)
         assert b"\xff.qed" in done.stdout
         assert done.stderr == b""
+    words = [b"info", b"--output=json", name]
+    done = subprocess.run([*BLK, *words], capture_output=True, check=True)
+    assert json.loads(done.stdout)["filename"].endswith("/\ufffd.qed")
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        words = [b"info", name + "日本".encode()]
+        done = subprocess.run([*BLK, *words], capture_output=True, check=False, env=environment)
+        assert done.returncode == 1
+        assert b"No such file" in done.stderr
+        assert b"Traceback" not in done.stderr
 
 
 def test_nobody_reads(image: Path) -> None:
@@ -105,6 +115,12 @@ def test_output_that_cannot_be_written(image: Path) -> None:
         )
     assert done.returncode == 1
     assert done.stderr == b"blk: stdout: No space left on device\n"
+    for output in ("human", "json"):  # 1 would mean that they differ
+        words = ["compare", f"--output={output}", str(image), str(image)]
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([*BLK, *words], stdout=full, stderr=subprocess.PIPE, check=False)
+        assert done.returncode == 4
+        assert b"No space left on device" in done.stderr
 
 
 def test_closed_streams(image: Path) -> None:

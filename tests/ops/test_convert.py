@@ -48,6 +48,7 @@ from tests.ops.images import (
     unchanged,
 )
 from tests.support import needs
+from tests.support.mounts import needs_loop, shown_as_device
 
 FORMATS = ("raw", "qed")
 
@@ -322,8 +323,59 @@ def test_no_target_is_a_part_of_its_source(
         for sources in (layers[-1].path, [other.path, layers[-1].path]):
             with unchanged(tmp_path), pytest.raises(InvalidArgument, match="part of the source"):
                 blocklayer.convert(sources, name, format="qed")
-    with unchanged(tmp_path), pytest.raises(OpenError, match="lock"):
-        blocklayer.convert(layers[-1].path, layers[0].path, format="raw", create=False)
+    # Nor where nothing is created, whatever the locks say and the options call it.
+    image = {"driver": "qed", "file": {"driver": "file", "filename": str(tmp_path / "hard")}}
+    for target in (*names, {"driver": "raw", "file": image["file"]}):
+        with unchanged(tmp_path), pytest.raises(InvalidArgument, match="part of the source"):
+            blocklayer.convert(layers[-1].path, target, format=None, create=False, force_share=True)
+
+
+@needs_loop()
+@pytest.mark.parametrize("create", [True, False])
+def test_a_loop_device_is_the_file_that_it_shows(
+    tmp_path: Path, rng: random.Random, create: bool
+) -> None:
+    layer = make(tmp_path / "image", rng.randbytes(MiB))
+    with shown_as_device(layer.path) as device:
+        for source, target in ((device, layer.path), (layer.path, device), (device, device)):
+            with unchanged(tmp_path), pytest.raises(InvalidArgument, match="part of the source"):
+                blocklayer.convert(
+                    source, target, source_format="raw", create=create, force_share=True
+                )
+
+
+def test_an_overlay_that_is_there_gets_everything(tmp_path: Path, rng: random.Random) -> None:
+    """Unless its backing file is relied on, as the caller says: it may get another one."""
+    for relied_on in (False, True):
+        base_path, over = tmp_path / f"base{relied_on}", tmp_path / f"over{relied_on}"
+        source = make(tmp_path / f"source{relied_on}", rng.randbytes(MiB) + bytes(MiB), "qed")
+        below = bytearray(source.content)
+        below[300000:310000] = b"x" * 10000
+        make(base_path, bytes(below), "qed")
+        blocklayer.create(over, format="qed", backing=base_path, backing_format="qed")
+        blocklayer.convert(
+            source.path,
+            over,
+            format="qed",
+            create=False,
+            options={"backing_file": base_path} if relied_on else {},
+        )
+        assert content(over) == source.content
+        space = over.stat().st_blocks * 512
+        blocklayer.rebase(over, None, unsafe=True)
+        assert (content(over) == source.content) is not relied_on
+        assert space < 256 * KiB if relied_on else space >= MiB
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_wrong_from_the_start_costs_no_file(tmp_path: Path, format: str) -> None:
+    source = make(tmp_path / "source", b"s" * MiB)
+    (tmp_path / "target").write_bytes(b"keep me")
+    for size in ("512k", "7E"):
+        with unchanged(tmp_path), pytest.raises(BlocklayerError):
+            blocklayer.convert(
+                source.path, tmp_path / "target", format=format, options={"size": size}
+            )
 
 
 def test_an_image_in_use_stays(tmp_path: Path, rng: random.Random) -> None:

@@ -22,8 +22,41 @@ from blocklayer.filters.fault import FaultNode
 from blocklayer.filters.fault_rules import CHANGING, InjectError
 from blocklayer.ops import create as module
 from tests.ops.images import SMALL, content, files, unchanged
+from tests.support.mounts import needs_loop, shown_as_device
 
 FORMATS = ("raw", "qed")
+
+# --- what is there already ---
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("raw", {"size": "7E"}),
+        ("qed", {"size": "7E"}),
+        ("raw", {"size": "900T", "preallocation": "falloc"}),
+        ("raw", {"size": "1P", "preallocation": "full"}),
+    ],
+)
+def test_an_image_that_cannot_be_made_costs_no_file(
+    tmp_path: Path, format: str, options: dict[str, Any]
+) -> None:
+    (tmp_path / "old").write_bytes(b"keep me")
+    with unchanged(tmp_path), pytest.raises(CreateError):
+        blocklayer.create(tmp_path / "old", format=format, **options)
+    with unchanged(tmp_path), pytest.raises(CreateError):
+        blocklayer.create(tmp_path / "new", format=format, **options)
+
+
+@needs_loop()
+def test_qed_needs_what_can_grow(tmp_path: Path) -> None:
+    path = tmp_path / "device"
+    path.write_bytes(b"keep me" + bytes(MiB - 7))
+    with shown_as_device(path) as device:
+        with unchanged(tmp_path), pytest.raises(CreateError, match="Cannot resize device files"):
+            blocklayer.create(device, format="qed", size=512 * KiB)
+        blocklayer.create(device, format="raw", size=512 * KiB)
+
 
 # --- sizes ---
 
@@ -398,7 +431,7 @@ def test_whatever_fails_nothing_is_left(
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_a_full_disk(
+def test_a_disk_that_takes_no_such_file(
     tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]], link: bool
 ) -> None:
     (tmp_path / "real").write_bytes(b"x" * 5000)
@@ -409,7 +442,4 @@ def test_a_full_disk(
             blocklayer.create(
                 tmp_path / ("link" if link else "real"), format=format, size=MiB, **options
             )
-        assert os.listdir(tmp_path) == []
-        (tmp_path / "real").write_bytes(b"x" * 5000)
-        if link:
-            (tmp_path / "link").symlink_to("real")
+        assert (tmp_path / "real").read_bytes() == b"x" * 5000

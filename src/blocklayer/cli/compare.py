@@ -7,6 +7,10 @@ tables are wrong, 4 one cannot be read.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from blocklayer.base.errors import BlocklayerError, Cancelled, FormatError
 from blocklayer.cli.failures import Failure, UsageError
 from blocklayer.cli.getopt import Option
@@ -65,13 +69,13 @@ COMMAND = Command(
         (1, "they differ"),
         (2, "an image could not be opened"),
         (3, "it could not be told what is allocated"),
-        (4, "an image could not be read"),
+        (4, "an image could not be read, or the answer could not be written"),
     ),
 )
 
 CANNOT_OPEN = 2
 CANNOT_MAP = 3
-CANNOT_READ = 4
+CANNOT_READ = CANNOT_WRITE = 4
 
 
 def run(arguments: Arguments) -> int:
@@ -99,11 +103,24 @@ def run(arguments: Arguments) -> int:
             raise Failure(message, CANNOT_MAP) from None
         except BlocklayerError as error:
             raise Failure(str(error), CANNOT_READ) from None
-        if wants_json(arguments):
-            print_result(arguments, _members(result))
-        elif "quiet" not in arguments:
-            _print_result(result, strict, common=min(one.size, two.size))
+        with _answering():
+            if wants_json(arguments):
+                print_result(arguments, _members(result))
+            elif "quiet" not in arguments:
+                _print_result(result, strict, common=min(one.size, two.size))
     return 0 if result.identical else 1
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """An answer that could not be written is not "they differ"."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Failure(f"stdout: {error.strerror}", CANNOT_WRITE) from None
 
 
 def _members(result: CompareResult) -> dict[str, Any]:

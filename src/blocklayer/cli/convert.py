@@ -224,5 +224,6 @@ def _add_backing(arguments: Arguments, options: dict[str, Any]) -> None:
             options[option] = arguments.last(key)
     if "backing" in arguments and "target-is-zero" in arguments:
         raise Failure("Cannot use --target-is-zero when the destination image has a backing file")
-    if options.get("backing_file") is not None and not options.get("backing_fmt"):
+    explicit = options.get("backing_fmt") or "n" in arguments  # nothing is made with it
+    if options.get("backing_file") is not None and not explicit:
         raise Failure("Use of backing file requires explicit backing format")

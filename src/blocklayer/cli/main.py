@@ -105,7 +105,8 @@ def _prepare_streams() -> None:
             stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 -- for good
             setattr(sys, name, stream)
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="surrogateescape")
+            escapes = "surrogateescape" if stream.encoding == "utf-8" else "backslashreplace"
+            stream.reconfigure(errors=escapes)
     _name_stdout()
 
 

@@ -23,6 +23,7 @@ from blocklayer.base.errors import (
 from blocklayer.base.options import OptionTree, nest, parse_bool
 from blocklayer.base.record import Record
 from blocklayer.core import drivers
+from blocklayer.core.identity import file_identity, identity_of_name
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.padding import Padded
 
@@ -266,7 +267,7 @@ class Opener:
         except OpenError as error:
             # The lock of an image on itself is no other process's.
             lock = error.__cause__
-            if isinstance(lock, LockError) and _identity(lock.filename) in self._chain:
+            if isinstance(lock, LockError) and identity_of_name(lock.filename) in self._chain:
                 raise _loop(name) from None
             raise
 
@@ -457,18 +458,6 @@ def is_export(name: FilenameLike) -> bool:
     return isinstance(name, str) and drivers.of_scheme(name) is not None
 
 
-def is_same_file(one: str, two: str) -> bool:
-    """Whether both names stand for one file, which exists."""
-    identity = _identity(one)
-    return identity is not None and identity == _identity(two)
-
-
-def is_file_of(node: Node, name: str) -> bool:
-    """Whether a name stands for the file that `node` has open."""
-    identity = file_identity(node)
-    return identity is not None and identity == _identity(name)
-
-
 def backing_path(overlay: str, backing: str) -> str:
     """A backing file's name as seen from here: relative names start at the overlay's folder."""
     if os.path.isabs(backing) or backing.startswith(("json:", "file:")) or "://" in backing:
@@ -478,25 +467,6 @@ def backing_path(overlay: str, backing: str) -> str:
     if overlay.startswith("json:"):
         raise OpenError("Cannot use relative paths with a json: overlay name", overlay)
     return os.path.join(os.path.dirname(overlay), backing)
-
-
-def file_identity(node: Node) -> tuple[int, int] | None:
-    """(device, inode) of the file at the bottom of a node's `file` edge."""
-    while "file" in node.children:
-        node = node.children["file"]
-    descriptor: int = getattr(node, "descriptor", -1)
-    if descriptor >= 0:  # its name may mean another file by now
-        status = os.fstat(descriptor)
-        return status.st_dev, status.st_ino
-    return _identity(node.filename)
-
-
-def _identity(filename: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(filename)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _shown_name(options: OptionTree) -> str:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from blocklayer.base.errors import InvalidArgument
-from blocklayer.core.opening import backing_path, is_same_file
+from blocklayer.core.identity import is_same_file
+from blocklayer.core.opening import backing_path
 from blocklayer.core.permissions import READ
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from blocklayer.core.copy import (
     copy,
 )
 from blocklayer.core.disk import Disk
+from blocklayer.core.identity import file_identity, is_file_of
 from blocklayer.core.node import FormatNode, Node
-from blocklayer.core.opening import FilenameLike, is_export, is_file_of, path_of
+from blocklayer.core.opening import FilenameLike, is_export, path_of
 from blocklayer.ops.create import create as create_image
 from blocklayer.ops.create import find_driver, remove
 from blocklayer.ops.open_image import leaves, open_disk
@@ -79,7 +80,8 @@ def convert(
     format          of the target; None for what an existing target is
     options         create options of the target format, with ``backing_file`` and ``backing_fmt``:
                     over a backing file only what differs from it is written
-    create          False writes into an image that exists and is large enough
+    create          False writes into an image that exists and is large enough; everything, unless
+                    ``backing_file`` says that its backing file may be relied on
     target_is_zero  an existing target reads as zeroes everywhere: zeroes need not be written
     sparse_size     granularity in bytes of looking for zeroes; 0 stores zeroes as data
     cache           of the target; the default does not flush
@@ -124,8 +126,7 @@ def convert(
         if not disks:
             raise InvalidArgument("There is no source image")
         whole = disks[0] if len(disks) == 1 else Concatenation(disks)
-        if create:
-            refuse_same_file(disks, target)
+        refuse_same_file(disks, target)
         plan = _Plan(
             whole,
             disks,
@@ -176,13 +177,36 @@ class _Plan(Record, frozen=True):
 
     def open_target(self, target: FilenameLike, mode: str = "r+") -> Disk:
         """The target, for writing or for being read back."""
-        return open_disk(
+        disk = open_disk(
             target,
             mode=mode,
             format=self.format,
             cache=self.cache,
             discard="unmap" if mode == "r+" else "ignore",
         )
+        try:
+            self._refuse_source(disk)
+        except BaseException:
+            disk.close()
+            raise
+        return disk
+
+    def _refuse_source(self, target: Disk) -> None:
+        """Whatever the target was called: it must not be stored where a source is."""
+        stored = file_identity(target.node)
+        for disk in self.disks:
+            for node in leaves(disk.node):
+                if stored is not None and file_identity(node) == stored:
+                    raise _is_source(target.filename)
+
+    def require_room(self, size: int) -> None:
+        """Found out before a file that is there is given up."""
+        try:
+            available = parse_size(self.options.get("size", size))
+        except InvalidArgument:
+            return  # who creates the target says what is wrong
+        if available < size:
+            raise InvalidArgument("output file is smaller than input file")
 
     def copying_into(self, disk: Disk) -> CopyOptions:
         """How to copy, now that the target is there."""
@@ -191,8 +215,15 @@ class _Plan(Record, frozen=True):
         known = self.copying.target_is_zero
         return self.copying.replace(
             target_is_zero=known or (self.create and is_zero_when_new(disk)),
-            only_differences=disk.backing is not None and not known,
+            only_differences=self.is_over_backing(disk) and not known,
         )
+
+    def is_over_backing(self, disk: Disk) -> bool:
+        """Whether what the target shows already may stay where it is right.
+
+        An overlay that exists gets everything, since it may be moved to another backing file.
+        """
+        return disk.backing is not None and (self.create or bool(self.options.get("backing_file")))
 
     def read_back(self, target: FilenameLike, reporter: Reporter) -> None:
         """Raise `IoError` for what is not as it should be."""
@@ -207,6 +238,7 @@ class _Plan(Record, frozen=True):
 def _convert_at_once(plan: _Plan) -> ConvertResult:
     made = reporter = None
     if plan.create:
+        plan.require_room(plan.whole.size)
         made = _create_target(
             plan.target, plan.format or "raw", dict(plan.options), plan.whole.size
         )
@@ -364,7 +396,7 @@ def _create_target(
 
 
 def refuse_same_file(disks: list[Disk], target: FilenameLike) -> None:
-    """Creating the target would empty a source before it is read."""
+    """Creating the target would empty a source before it is read; writing would change it."""
     for disk in disks:
         refuse_part_of(disk.node, target)
 
@@ -377,4 +409,8 @@ def refuse_part_of(source: Node, target: FilenameLike) -> None:
     for node in leaves(source):
         # The file that is open is meant: its name may be another one's by now.
         if is_file_of(node, name):
-            raise InvalidArgument(f"'{name}' is part of the source and cannot be the target")
+            raise _is_source(name)
+
+
+def _is_source(name: str) -> InvalidArgument:
+    return InvalidArgument(f"'{name}' is part of the source and cannot be the target")

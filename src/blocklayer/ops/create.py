@@ -19,13 +19,13 @@ from blocklayer.base.errors import (
 )
 from blocklayer.base.units import INT64_MAX, SECTOR, parse_size
 from blocklayer.core import drivers
+from blocklayer.core.identity import is_same_file
 from blocklayer.core.node import Node
 from blocklayer.core.opening import (
     CacheMode,
     Opener,
     OpenFlags,
     backing_path,
-    is_same_file,
     path_of,
 )
 from blocklayer.ops.file_hints import FILE_OPTIONS, apply_hints, take_hints
@@ -197,6 +197,7 @@ def _make(
         storage = _open_storage(target, locking)
         try:
             if storage.grows_zeroed and storage.size:
+                _require_room(target, driver, options)
                 storage.truncate(0)
                 # What was there must be gone for certain: after a power failure in the middle, an
                 # old image's tables must not show up behind the new one's header.
@@ -215,7 +216,38 @@ def _make(
             raise CreateError(str(_too_large(driver)), shown) from error
         if isinstance(error, (IoError, OpenError)):
             raise CreateError(f"Could not create image: {error}", shown) from error
+        if isinstance(error, NotSupported):
+            raise CreateError(str(error), shown) from error
         raise
+
+
+def _require_room(target: str, driver: drivers.Driver, options: dict[str, Any]) -> None:
+    """A new image that cannot be made here must not cost the file that is there.
+
+    Raises `IoError`.
+    """
+    assert driver.measure is not None
+    length, _ = driver.measure(options, ())
+    _try_length(os.path.dirname(os.path.realpath(target)), length)
+    if options.get("preallocation", "off") == "off" or not hasattr(os, "statvfs"):
+        return
+    system = os.statvfs(target)
+    if length > system.f_bavail * system.f_frsize + os.stat(target).st_blocks * 512:
+        raise IoError(os.strerror(errno.ENOSPC), target, errno.ENOSPC, "preallocate", 0, length)
+
+
+def _try_length(folder: str, length: int) -> None:
+    """Raise `IoError` if no file of the folder can be so long; found with a file without a name."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)
+    except (AttributeError, OSError):
+        return  # not here: the image's own file will show it
+    try:
+        os.ftruncate(descriptor, length)
+    except OSError as error:
+        raise IoError.from_os(error, "truncate", folder, length) from None
+    finally:
+        os.close(descriptor)
 
 
 def _open_storage(target: str, locking: str) -> Node:

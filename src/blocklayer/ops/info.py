@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from blocklayer.base.errors import ChainError, LockError, OpenError
 from blocklayer.base.record import Record, fresh
+from blocklayer.core.identity import file_identity
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.opening import (
     CHAIN_DEPTH_MAX,
@@ -12,7 +13,6 @@ from blocklayer.core.opening import (
     Opener,
     OpenFlags,
     backing_path,
-    file_identity,
 )
 from blocklayer.ops.shown_name import shown_name
 

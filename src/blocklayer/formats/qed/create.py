@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from blocklayer.base.align import align_up
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.units import SECTOR, parse_size
-from blocklayer.core import io as core_io
 from blocklayer.core.drivers import CreateOption
 from blocklayer.core.node import Node
 from blocklayer.formats.qed.header import encode_backing_name, with_backing
@@ -76,7 +75,13 @@ def resolve(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def create(storage: Node, options: dict[str, Any]) -> None:
-    """Write header and an empty L1 table into empty storage; `options` come from `resolve`."""
+    """Write header and an empty L1 table into empty storage; `options` come from `resolve`.
+
+    The image grows at its end, so storage of a fixed size, full from the start, is none for it:
+    raises `NotSupported`.
+    """
+    if not storage.grows_zeroed:
+        raise NotSupported("Cannot resize device files")
     cluster_size: int = options["cluster_size"]
     geometry = Geometry(cluster_size, options["table_size"])
     header = Header(
@@ -91,17 +96,10 @@ def create(storage: Node, options: dict[str, Any]) -> None:
         header, options.get("backing_file") or None, options.get("backing_fmt"), Header.SIZE
     )
     length = cluster_size + geometry.table_bytes
-    if storage.grows_zeroed:
-        storage.truncate(length)
-    else:
-        # An old image's header goes first, so that none of it opens when its tables have gone.
-        core_io.zero_range(storage, 0, SECTOR, 0)
-        storage.flush()
-        core_io.zero_range(storage, SECTOR, length - SECTOR, 0)
+    storage.truncate(length)
     # The magic number comes last and in one sector: what is half made is no QED image.
     if name:
         storage.writev(Header.SIZE, [memoryview(name)])
-    if name or not storage.grows_zeroed:
         storage.flush()
     storage.writev(0, [memoryview(header.pack())])
 
