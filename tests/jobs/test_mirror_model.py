@@ -304,8 +304,10 @@ def test_errors_of_the_target_cost_nothing(seed: int, policy: str) -> None:
         made.target.code = errno.ENOSPC
         made.target.failing = 0.3
         job = made.start(on_target_error=policy)
-        end = time.monotonic() + 0.3
-        while time.monotonic() < end:
+        begun = time.monotonic()
+        while (took := time.monotonic() - begun) < 0.3 or (
+            took < 30 and not any(name == "BLOCK_JOB_ERROR" for name, _ in made.events)
+        ):  # a job that gives way to guests may take longer to meet an error
             if job.paused:
                 job.resume()
             time.sleep(0.01)

@@ -56,6 +56,9 @@ CAUTION_MAX = 12
 COURTESY_SECONDS_MAX = 0.2
 """The longest rest between two steps, however long one took."""
 
+READY_FACTOR = 4
+"""Nobody waits for a job that is ready: it rests longer, since busy guests overtake it anyway."""
+
 RETRY_SECONDS = 0.05
 """Rest after an error that is to be ignored."""
 
@@ -253,7 +256,7 @@ class CopyingJob(Job):
         requests = self.engine.guest_requests
         if not self.is_ending() and self._courtesy.is_due(requests):
             self._workers.drain()
-            seconds = self._courtesy.rest(requests)
+            seconds = self._courtesy.rest(requests) * (READY_FACTOR if self.ready else 1)
             self.sleep(min(seconds, COURTESY_SECONDS_MAX), self.is_ending)
 
     def is_ending(self) -> bool:
