@@ -7,6 +7,10 @@ target; starting the daemon is not. The source is in the page cache, the target 
 
 - `mirror/raw`, `mirror/qed`: a disk of which a part holds data, raw to raw and QED to QED
 - `mirror/nothing`: 8 TiB without data
+- `mirror/guest-raw`, `mirror/guest-qed`: what a guest has of it, who writes 4 KiB at random places,
+  16 at a time, through an export of the source (fio's nbd engine). The peer is the same daemon
+  without a job; qemu-storage-daemon is shown beside it. In the end the guest stops, the job is
+  completed, and source and target must be equal.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +39,7 @@ from benchmarks.harness import (
     Side,
     Skipped,
     Target,
+    VerificationFailed,
     bench,
 )
 from benchmarks.images import MiB
@@ -46,16 +53,26 @@ METRICS = [
 ]
 START_SECONDS = 20
 
+GUEST_METRICS = [
+    Metric("us until READY", "us", target=Target(1 / 0.8)),
+    Metric("us when READY", "us", target=Target(1 / 0.8)),
+    Metric("to READY", "s", Kind.MAXIMUM, Target(30)),
+]
+GUEST_WARM_SECONDS, GUEST_SECONDS = 1.0, 2.0
+LOG_MILLISECONDS = 50
+
 
 class Daemon:
     """A daemon with a QMP monitor."""
 
-    def __init__(self, program: Sequence[str], directory: Path) -> None:
+    def __init__(
+        self, program: Sequence[str], directory: Path, options: Sequence[str] = ()
+    ) -> None:
         self._address = directory / "mirror-qmp.sock"
         self._address.unlink(missing_ok=True)
         chardev = f"socket,id=monitor,path={self._address},server=on,wait=off"
         self._process = subprocess.Popen(
-            [*program, "--chardev", chardev, "--monitor", "chardev=monitor"],
+            [*program, *options, "--chardev", chardev, "--monitor", "chardev=monitor"],
             stdin=subprocess.DEVNULL,
         )
         self._socket = self._connect()
@@ -95,9 +112,21 @@ class Daemon:
             if "return" in answer:
                 return answer["return"]
 
-    def wait_for(self, event: str) -> None:
-        while self._receive().get("event") != event:
-            pass
+    def wait_for(self, event: str, seconds: float | None = None) -> None:
+        self._socket.settimeout(seconds)
+        try:
+            while self._receive().get("event") != event:
+                pass
+        except TimeoutError:
+            raise VerificationFailed(f"no {event} in {seconds:g} s") from None
+        finally:
+            self._socket.settimeout(None)
+
+    def kill(self) -> None:
+        """After a failure."""
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.wait()
 
     def stop(self) -> tuple[float, int]:
         """CPU seconds and peak RSS in bytes of the whole process."""
@@ -189,3 +218,143 @@ def nothing(context: Context) -> Iterable[Comparison]:
         file.truncate(size)
     yield from compare(context, "mirror/nothing", "raw", source, size, verified=False)
     source.unlink()
+
+
+# --- a guest who writes ---------------------------------------------------------------------------
+
+
+class Guest:
+    """fio, which writes through an export until it is stopped."""
+
+    def __init__(self, directory: Path, socket_path: Path, size: int) -> None:
+        self._log = directory / "guest_iops.1.log"
+        self._log.unlink(missing_ok=True)
+        self._process = subprocess.Popen(
+            [
+                *("fio", "--name=guest", "--ioengine=nbd"),
+                f"--uri=nbd+unix:///disk?socket={socket_path}",
+                *("--rw=randwrite", "--bs=4k", "--iodepth=16", f"--size={size}", "--randrepeat=1"),
+                *("--time_based", "--runtime=600", "--log_unix_epoch=1"),
+                *(f"--write_iops_log={directory / 'guest'}", f"--log_avg_msec={LOG_MILLISECONDS}"),
+            ],
+            cwd=directory,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    def stop(self) -> None:
+        """All that it has written was answered."""
+        if self._process.poll() is not None:
+            raise VerificationFailed(f"fio has ended: {self._process.communicate()[1]!r}")
+        self._process.send_signal(signal.SIGINT)
+        self._process.communicate()
+
+    def kill(self) -> None:
+        """After a failure."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+
+    def microseconds(self, start: float, end: float) -> float:
+        """A request, on average between two moments of `time.time`."""
+        rows = [line.split(",") for line in self._log.read_text(encoding="ascii").splitlines()]
+        times = ((int(row[0]) / 1000, int(row[1])) for row in rows)
+        rates = [rate for at, rate in times if start + LOG_MILLISECONDS / 1000 <= at <= end]
+        if not rates:
+            raise VerificationFailed("fio has written nothing")
+        return 1e6 / max(statistics.fmean(rates), 1)
+
+
+def guest_side(
+    program: Sequence[str], directory: Path, formats: str, files: dict[str, Path], size: int
+) -> Callable[[bool], Sample]:
+    """Runs a guest, with a mirror or without."""
+    address = directory / "guest.sock"
+
+    def measure(daemon: Daemon, guest: Guest, *, mirroring: bool) -> dict[str, float]:
+        time.sleep(GUEST_WARM_SECONDS)
+        started = ready = time.time()
+        if mirroring:
+            daemon.call(
+                "blockdev-mirror", job_id="j", device="source", target="target", sync="full"
+            )
+            daemon.wait_for("BLOCK_JOB_READY", 60)
+            ready = time.time()
+        time.sleep(GUEST_SECONDS)
+        ended = time.time()
+        guest.stop()
+        if not mirroring:
+            alone = guest.microseconds(started, ended)
+            return {"us until READY": alone, "us when READY": alone}
+        daemon.call("block-job-complete", device="j")
+        daemon.wait_for("BLOCK_JOB_COMPLETED", 60)
+        return {
+            "us until READY": guest.microseconds(started, ready),
+            "us when READY": guest.microseconds(ready, ended),
+            "to READY": ready - started,
+        }
+
+    def run_side(mirroring: bool) -> Sample:
+        address.unlink(missing_ok=True)
+        options: list[str] = []
+        for name, path in files.items():
+            node = f"driver={formats},node-name={name},file.driver=file,file.filename={path}"
+            options += ["--blockdev", node]
+        options += ["--nbd-server", f"addr.type=unix,addr.path={address}"]
+        options += ["--export", "type=nbd,id=e,node-name=source,name=disk,writable=on"]
+        daemon = Daemon(program, directory, options)
+        guest = Guest(directory, address, size)
+        try:
+            values = measure(daemon, guest, mirroring=mirroring)
+            cpu, peak = daemon.stop()
+        finally:
+            guest.kill()
+            daemon.kill()
+        return Sample(values, cpu=cpu, peak_rss=peak)
+
+    return run_side
+
+
+def guest_comparison(context: Context, formats: str) -> Iterable[Comparison]:
+    if shutil.which(DAEMON) is None or shutil.which("fio") is None:
+        raise Skipped(f"needs {DAEMON} and fio")
+    size = context.pick(2048 * MiB, quick=256 * MiB)
+    made = context.images.random(size)
+    files = {name: context.directory / f"guest-{name}.{formats}" for name in ("source", "target")}
+    if formats == "qed":
+        made = context.images.qed(made)
+
+    def prepare() -> None:
+        for path in files.values():
+            path.unlink(missing_ok=True)
+        shutil.copyfile(made, files["source"])
+        images.write_out(files["source"])
+        blocklayer.create(files["target"], format=formats, size=size)
+
+    def verify() -> None:
+        images.same_guest_bytes(files["source"], formats, files["target"], formats)
+
+    def sides(label: str, program: Sequence[str]) -> list[Side]:
+        run_side = guest_side(program, context.directory, formats, files, size)
+        return [
+            Side(f"{label}, mirroring", lambda _: run_side(True), prepare, verify),
+            Side(f"{label} alone", lambda _: run_side(False), prepare),
+        ]
+
+    theirs = sides(DAEMON, [DAEMON])
+    ours = [] if context.blk is None else sides("blk daemon", [*context.blk, "daemon"])
+    mirroring = ours[0] if ours else None
+    name = f"mirror/guest-{formats}"
+    yield Comparison(name, GUEST_METRICS, mirroring, ours[1:], theirs, page_cache=3 * size)
+    for path in files.values():
+        path.unlink(missing_ok=True)
+
+
+@bench("mirror/guest-raw")
+def guest_on_raw(context: Context) -> Iterable[Comparison]:
+    yield from guest_comparison(context, "raw")
+
+
+@bench("mirror/guest-qed")
+def guest_on_qed(context: Context) -> Iterable[Comparison]:
+    yield from guest_comparison(context, "qed")
