@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from blocklayer import (
     OpenError,
     OutOfRange,
 )
-from blocklayer.base.units import KiB, MiB
+from blocklayer.base.align import align_up
+from blocklayer.base.units import KiB, MiB, TiB
 from tests.foreign import qemu
 from tests.ops.images import (
     CLUSTER,
@@ -114,6 +116,116 @@ def test_qemu_agrees(tmp_path: Path, rng: random.Random) -> None:
         blocklayer.rebase(layers[-1].path, name, backing_format="raw" if name else None)
         qemu.img("check", "-f", "qed", layers[-1].path)
         qemu.img("compare", "-f", "raw", "-F", "qed", flat.path, layers[-1].path)
+
+
+def sparse(path: Path, size: int, rng: random.Random) -> Layer:
+    """A raw file with data, zeroes that are stored, and holes."""
+    data = bytearray(align_up(size, 512))
+    with path.open("wb") as file:
+        file.truncate(size)
+        for _ in range(rng.randrange(8)):
+            start = rng.randrange(size)
+            piece = rng.choice((bytes, rng.randbytes))(
+                min(rng.choice((1, 512, 9000)), size - start)
+            )
+            file.seek(start)
+            file.write(piece)
+            data[start : start + len(piece)] = piece
+    return make_layer(path, bytes(data))
+
+
+def make_layer(path: Path, content: bytes) -> Layer:
+    return Layer(path, model_of(content), "raw")
+
+
+@needs("qemu-img")
+@pytest.mark.parametrize("nth", range(12))
+def test_random_chains_as_qemu_has_them(tmp_path: Path, rng: random.Random, nth: int) -> None:
+    """Of different sizes, over holes and over parts that old and new backing file share."""
+    sizes = [rng.randrange(1, 60) * 4 * KiB + rng.choice((0, 512, 700)) for _ in range(6)]
+    bottom = rng.choice((sparse, base))(tmp_path / "bottom", sizes[0], rng)
+    middle = overlay(tmp_path / "middle", bottom, rng, sizes[1])
+    top = overlay(tmp_path / "top", middle, rng, sizes[2])
+    beside = overlay(tmp_path / "beside", bottom, rng, sizes[3])
+    (tmp_path / "again").hardlink_to(bottom.path)
+    holes = sparse(tmp_path / "holes", sizes[4], rng)
+    other = base(tmp_path / "other", sizes[5], rng, "qed")
+    flat = make(tmp_path / "flat", top.content)
+    for new in (beside, bottom, make_layer(tmp_path / "again", b""), holes, other, None):
+        before = content(top.path)
+        theirs = tmp_path / "theirs"
+        theirs.write_bytes(top.path.read_bytes())
+        name = new.path.name if new else ""
+        format = new.format if new else None
+        qemu.img("rebase", "-b", name, *(("-F", format) if format else ()), theirs)
+        watch = Watcher("rebase")
+        blocklayer.rebase(top.path, name, backing_format=format, progress=watch)
+        assert watch.finished
+        assert content(top.path) == content(theirs) == before == top.content
+        assert blocklayer.check(top.path).clean
+        qemu.img("check", "-f", "qed", top.path)
+        qemu.img("compare", "-f", "raw", "-F", "qed", flat.path, top.path)
+        ours, qemus = (blocklayer.check(path).allocated_clusters for path in (top.path, theirs))
+        assert ours <= qemus, "not more is stored than QEMU stores"
+
+
+def test_what_is_known_to_be_zero_is_not_read(tmp_path: Path) -> None:
+    """A tebibyte of nothing over another one: reading it would take an hour."""
+    for name in ("old", "new"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(TiB)
+            file.seek(TiB // 3)
+            file.write(name.encode())
+    top = tmp_path / "top"
+    blocklayer.create(top, format="qed", backing="old", backing_format="raw", cluster_size=MiB)
+    for backing in ("new", "old", None):
+        blocklayer.rebase(top, backing, backing_format="raw" if backing else None)
+        with blocklayer.open(top) as disk:
+            for start in (0, TiB // 2, TiB - MiB):
+                assert disk.read(start, MiB) == bytes(MiB)
+            assert disk.read(TiB // 3, 5) == b"old\0\0"
+    assert blocklayer.check(top).allocated_clusters == 1
+
+
+def test_what_both_backing_files_have_below_them_is_not_read(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    """Both are over one base, under two names, which cannot be read."""
+    below = make(tmp_path / "below", rng.randbytes(8 * MiB))
+    (tmp_path / "again").hardlink_to(below.path)
+    blocklayer.create(tmp_path / "one", format="qed", backing="below", backing_format="raw")
+    with blocklayer.open(tmp_path / "one", mode="r+") as disk:
+        disk.write(MiB, b"one" * 65536)
+    blocklayer.create(tmp_path / "top", format="qed", backing="one", backing_format="qed")
+    seen = content(tmp_path / "top")
+    fault = {"driver": "fault", "file.filename": str(below.path)}
+    fault["inject-error"] = [{"iotype": "read", "sector": 4 * MiB // 512}]  # type: ignore[assignment]
+    tree = {
+        "driver": "qed",
+        "file.filename": str(tmp_path / "top"),
+        "backing": {
+            "driver": "qed",
+            "file.filename": str(tmp_path / "one"),
+            "backing": {"driver": "raw", "file": fault},
+        },
+    }
+    with blocklayer.open(tree) as disk, pytest.raises(IoError):
+        disk.read(4 * MiB, 512)
+    blocklayer.rebase(tree, str(tmp_path / "again"), backing_format="raw")
+    assert blocklayer.info(tmp_path / "top").backing_filename == str(tmp_path / "again")
+    assert content(tmp_path / "top") == seen
+    assert blocklayer.check(tmp_path / "top").allocated_clusters == 3
+
+
+def test_another_part_of_the_same_file(tmp_path: Path, rng: random.Random) -> None:
+    below = make(tmp_path / "below", rng.randbytes(3 * MiB))
+    blocklayer.create(
+        tmp_path / "top", format="qed", size=2 * MiB, backing="below", backing_format="raw"
+    )
+    file = {"driver": "file", "filename": str(below.path)}
+    window = {"driver": "raw", "offset": MiB, "size": 2 * MiB, "file": file}
+    blocklayer.rebase(tmp_path / "top", f"json:{json.dumps(window)}", backing_format="raw")
+    assert content(tmp_path / "top") == below.content[: 2 * MiB]
 
 
 def test_formats_of_the_new_backing_file(tmp_path: Path, rng: random.Random) -> None:

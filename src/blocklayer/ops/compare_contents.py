@@ -18,8 +18,16 @@ from blocklayer.base.units import SECTOR, MiB
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from queue import Empty, SimpleQueue
+    from typing import Protocol
 
     from blocklayer.ops.digest import Source
+
+    class HasExtents(Protocol):
+        """What can be walked side by side."""
+
+        def extents(self, offset: int, length: int) -> Iterator[Extent]:
+            """Those of a range, in order."""
+
 else:
     try:
         from _queue import Empty, SimpleQueue  # what is around it imports heapq
@@ -228,7 +236,7 @@ def _status(extent: Extent) -> tuple[bool, bool, bool]:
     return extent.data, extent.zero, extent.present
 
 
-def zip_extents(one: Source, two: Source, length: int) -> Iterator[tuple[Extent, Extent]]:
+def zip_extents(one: HasExtents, two: HasExtents, length: int) -> Iterator[tuple[Extent, Extent]]:
     """Extents of both disks, cut so that each pair covers the same range."""
     lefts, rights = one.extents(0, length), two.extents(0, length)
     left, right = next(lefts, None), next(rights, None)

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import is_zero
 from blocklayer.base.errors import NotSupported
+from blocklayer.base.extent import Extent
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.units import MiB
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode
 from blocklayer.core.opening import FilenameLike, backing_path
-from blocklayer.ops.open_image import open_disk
+from blocklayer.ops.compare_contents import zip_extents
+from blocklayer.ops.open_image import leaves, open_disk
 from blocklayer.ops.told import told
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -79,20 +82,73 @@ def _copy_differences(disk: Disk, below: Disk | None, reporter: Reporter) -> Non
     The overlay can hide whole clusters only, whatever the granularity of the old backing file.
     """
     unit = disk.node.limits.opt_transfer or 1
-    done = 0
-    for extent in disk.extents():
-        if extent.present and extent.depth == 0:
-            own = max(0, extent.end - done)
-            reporter.advance(own, skipped=own)
-            done = max(done, extent.end)
+    places = _Places(disk, below)
+    done = 0  # whole clusters
+    for old, new in zip_extents(disk, _Padded(below), disk.size):
+        is_last = old.end == disk.size
+        if (old.present and old.depth == 0) or places.show_the_same(old, new):
+            # In the cluster in which they end, what follows may differ.
+            end = old.end if is_last else align_down(old.end, unit)
+            same = max(0, end - done)
+            reporter.advance(same, skipped=same)
+            done += same
             continue
-        end = min(align_up(extent.end, unit), disk.size)
+        end = disk.size if is_last else min(align_up(old.end, unit), disk.size)
         while done < end:
             stop = min(end, align_down(done, PIECE) + PIECE)
             copied, zero = _copy_range(disk, below, done, stop)
             reporter.advance(stop - done, zero=zero, skipped=stop - done - copied - zero)
             done = stop
     reporter.finish()
+
+
+class _Padded:
+    """The new backing file, followed by the zeroes that are seen behind its end."""
+
+    def __init__(self, disk: Disk | None) -> None:
+        self._disk = disk
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """As of a disk that is long enough."""
+        end = offset + length
+        inside = 0 if self._disk is None else max(0, min(length, self._disk.size - offset))
+        if self._disk is not None and inside:
+            yield from self._disk.extents(offset, inside)
+            offset += inside
+        if offset < end:
+            yield Extent(offset, end - offset, False, True, False, 0)
+
+
+class _Places:
+    """Knows of bytes that they are the same without reading them."""
+
+    def __init__(self, disk: Disk, below: Disk | None) -> None:
+        self._ours = _files_of(disk)
+        self._theirs = {} if below is None else _files_of(below)
+
+    def show_the_same(self, old: Extent, new: Extent) -> bool:
+        """Whether both are zeroes, or lie at one place of one file: chains have a common end."""
+        if old.zero or new.zero:
+            return old.zero and new.zero
+        if old.host_offset is None or old.host_offset != new.host_offset:
+            return False
+        file = self._ours.get(old.filename)
+        return file is not None and file == self._theirs.get(new.filename)
+
+
+def _files_of(disk: Disk) -> dict[str | None, tuple[int, int] | None]:
+    """The files that a disk is in by the names in its extents; None where a name means several."""
+    found: dict[str | None, tuple[int, int] | None] = {}
+    for node in leaves(disk.node):
+        descriptor: int = getattr(node, "descriptor", -1)
+        identity = None
+        if descriptor >= 0:
+            status = os.fstat(descriptor)
+            identity = status.st_dev, status.st_ino
+        known = found.setdefault(node.filename, identity)
+        if known != identity:
+            found[node.filename] = None
+    return found
 
 
 def _copy_range(disk: Disk, below: Disk | None, start: int, end: int) -> tuple[int, int]:
