@@ -80,7 +80,7 @@ def create(storage: Node, options: dict[str, Any]) -> None:
     The image grows at its end, so storage of a fixed size, full from the start, is none for it:
     raises `NotSupported`.
     """
-    if not storage.grows_zeroed:
+    if not _grows(storage):
         raise NotSupported("Cannot resize device files")
     cluster_size: int = options["cluster_size"]
     geometry = Geometry(cluster_size, options["table_size"])
@@ -102,6 +102,12 @@ def create(storage: Node, options: dict[str, Any]) -> None:
         storage.writev(Header.SIZE, [memoryview(name)])
         storage.flush()
     storage.writev(0, [memoryview(header.pack())])
+
+
+def _grows(storage: Node) -> bool:
+    """Whether storage can become larger: also a raw disk, which is as large as its file."""
+    inside = storage.children.get("file") if storage.driver == "raw" else None
+    return storage.grows_zeroed if inside is None else _grows(inside)
 
 
 def measure(options: dict[str, Any], data: Iterable[tuple[int, int]]) -> tuple[int, int]:
