@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from blocklayer.base.errors import BlocklayerError, InvalidArgument
+from blocklayer.base.errors import BlocklayerError, InvalidArgument, NotSupported
 from blocklayer.base.options import OptionTree
 from blocklayer.core import drivers
 from blocklayer.jobs.job import Job
@@ -80,9 +81,10 @@ def _create_image(graph: Graph, name: object, options: OptionTree) -> None:
 
 def _write_image(driver: drivers.Driver, storage: Node, resolved: dict[str, Any]) -> None:
     assert driver.create is not None
-    if storage.grows_zeroed and storage.size:
-        storage.truncate(0)
-        storage.flush()
+    if storage.size:  # what it holds must not show in tables
+        with suppress(NotSupported):  # of a fixed size: the driver knows whether it can use that
+            storage.truncate(0)
+            storage.flush()
     driver.create(storage, resolved)
 
 
