@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -26,6 +27,7 @@ from blocklayer import (
 from blocklayer.base.units import KiB, MiB
 from blocklayer.cli.main import main
 from blocklayer.ops import resume, verify
+from blocklayer.ops.resume_note import Note
 from tests.ops.images import Layer, Watcher, chain, content, make, overlay, unchanged
 from tests.ops.resuming import PART
 from tests.support.source import ROOT
@@ -146,7 +148,9 @@ def interrupt(layer: Layer, target: Path, at: float = 0.5, **options: Any) -> No
             cancel=token,
             **options,
         )
-    assert "goes on with it" in caught.value.__notes__[0]
+    noted = bool(json.loads(target.with_name(f"{target.name}.partial.json").read_text())["parts"])
+    wanted = "goes on with it" if noted else "is too little to go on with"
+    assert wanted in caught.value.__notes__[0]
 
 
 def go_on(layer: Layer, target: Path, **options: Any) -> Any:
@@ -344,6 +348,59 @@ def test_killed_again_and_again(
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 20
+
+
+def test_parts_grow_with_what_is_there(
+    memory_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Little is lost of small images, and the notes on large ones are few."""
+    monkeypatch.setattr(resume, "NOTE_FIRST", 4 * 64 * KiB)
+    monkeypatch.setattr(resume, "NOTE_EVERY", 3 * MiB)
+    source = make(memory_path / "source", rng.randbytes(16 * MiB))
+    ends = []
+    save = resume.Resumable.save
+
+    def watch(self: resume.Resumable, note: Note) -> None:
+        ends.append(note.parts[-1][0] if note.parts else 0)
+        save(self, note)
+
+    monkeypatch.setattr(resume.Resumable, "save", watch)
+    result = go_on(source, memory_path / "target")
+    assert (result.data, result.resumed) == (16 * MiB, 0)
+    assert ends.pop() == 16 * MiB
+    steps = [after - before for before, after in itertools.pairwise(ends)]
+    assert steps[:4] == [256 * KiB] * 4
+    assert steps == sorted(steps)
+    assert steps[-1] == 3 * MiB
+    for before, step in zip(ends, steps, strict=False):
+        assert step <= max(256 * KiB, before // 4 + 64 * KiB)
+
+
+def test_parts_as_they_are() -> None:
+    """What the documents say."""
+    assert subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "from blocklayer.ops import resume as r; print(r.NOTE_FIRST, r.NOTE_EVERY, r.SECONDS)",
+        ],
+        capture_output=True,
+        check=True,
+    ).stdout.split() == [b"16777216", b"268435456", b"10"]
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_what_is_too_little_begins_again(
+    memory_path: Path, rng: random.Random, verified: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when all of it was copied, and is read back: the last part is not noted."""
+    monkeypatch.setattr(resume, "NOTE_EVERY", 16 * MiB)
+    source = make(memory_path / "source", rng.randbytes(5 * MiB))
+    target = memory_path / "target"
+    interrupt(source, target, 0.75, verify=verified)
+    result = go_on(source, target)
+    assert (result.resumed, result.data) == (0, 5 * MiB)
+    assert content(target, "raw") == source.content
+    assert sorted(os.listdir(memory_path)) == ["source", "target"]
 
 
 def test_the_command(memory_path: Path, layer: Layer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,9 @@ COMMAND = Command(
         " stores only what differs from its backing file. A target that was made is removed again"
         " if the copy fails, also where a file of its name was there before: only with --resume"
         " that file stays until the copy is whole. --resume needs files or devices as"
-        " sources, and a file as target: a server cannot tell whether its disk has changed."
+        " sources, and a file as target: a server cannot tell whether its disk has changed. What"
+        " goes on begins behind the last part that is safely stored: parts have 16 MiB of data at"
+        " first, and later a quarter of what is there, up to 256 MiB."
     ),
     examples=(
         ("convert -p -f raw -O qed server.raw server.qed", "A raw disk as QED, with progress."),

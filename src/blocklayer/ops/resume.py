@@ -25,7 +25,7 @@ from blocklayer.base.errors import (
 )
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
-from blocklayer.base.units import SECTOR
+from blocklayer.base.units import SECTOR, MiB
 from blocklayer.core.copy import CopyOptions, Segment, changing_ranges, copy
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode, Node
@@ -40,7 +40,7 @@ from blocklayer.ops.resume_note import (
     save,
     sync_folder,
 )
-from blocklayer.ops.verify import PART, Part, cut, part_digest
+from blocklayer.ops.verify import Part, cut, part_digest
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -48,8 +48,12 @@ if TYPE_CHECKING:
 
     from blocklayer.ops.verify import Whole
 
-NOTE_EVERY = PART
-"""Bytes of data: each note costs a flush."""
+NOTE_EVERY = 256 * MiB
+"""Bytes of data, at most: what may have to be copied again. Each note costs a flush, and tells of
+all parts: that of a large disk is long."""
+
+NOTE_FIRST = 16 * MiB
+"""Bytes of data at the start, and a quarter of what is there later on."""
 
 SECONDS = 10
 """Of a copy at a limited rate between two notes."""
@@ -63,11 +67,18 @@ class Resumable:
         self.partial = self.target + ".partial"
         self.note_path = self.partial + ".json"
         self.job = as_stored(job)
+        self._goes_on = False
+        """There is a note with something in it."""
         _refuse_odd_target(self.target)
 
     @property
     def hint(self) -> str:
         """What to say when it is interrupted."""
+        if not self._goes_on:
+            return (
+                "What was copied is too little to go on with:"
+                f" the same conversion begins again, and replaces '{self.partial}'."
+            )
         return (
             f"What was copied is kept in '{self.partial}': the same conversion goes on with it"
             " if it is resumed."
@@ -85,6 +96,7 @@ class Resumable:
         if note is not None:
             self._require_same(note.job)
             if note.stage == WHOLE or (note.parts and self._is_sound()):
+                self._goes_on = True
                 return note
         note = Note(self.job)
         self.save(note)
@@ -120,6 +132,7 @@ class Resumable:
     def save(self, note: Note) -> None:
         """Replace the note: after a crash there is the old one or this one."""
         save(note, self.note_path)
+        self._goes_on = note.stage == WHOLE or bool(note.parts)
 
     def finish(self, note: Note) -> None:
         """Give the whole copy its name."""
@@ -298,9 +311,11 @@ def copy_parts(
 
     When that is done the copy is whole: its digest would be made only to be thrown away.
     """
-    amount = NOTE_EVERY
-    if options.rate_limit:
-        amount = min(amount, options.rate_limit * SECONDS)
+
+    def amount() -> int:
+        most = min(NOTE_EVERY, max(NOTE_FIRST, note.data // 4))
+        return min(most, options.rate_limit * SECONDS) if options.rate_limit else most
+
     position = note.parts[-1][0] if note.parts else 0
     for start, end in cut(source, position, amount, quiet):
         result = copy(Segment(source, start, end), disk, options, reporter)
@@ -317,6 +332,6 @@ def copy_parts(
 
 
 def kept(error: BlocklayerError, job: Resumable) -> None:
-    """Tell that nothing is lost."""
+    """Tell what is not lost."""
     if os.path.exists(job.note_path):
         error.add_note(job.hint)

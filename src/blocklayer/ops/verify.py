@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from blocklayer.base.align import align_up
 from blocklayer.base.errors import IoError
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     Whole: TypeAlias = Disk | Concatenation
 
 PIECE = 2 * MiB
-PART = 256 * MiB
-"""Data in one part: what is copied again after an interruption."""
-
 ALGORITHM = "sha256"
 
 
@@ -72,16 +69,21 @@ def part_digest(source: Part, reporter: Reporter) -> bytes:
     return tree_digest(source, ALGORITHM, default_threads(), reporter)
 
 
-def cut(source: Whole, start: int, data: int, quiet: Reporter) -> Iterator[tuple[int, int]]:
-    """(start, end) of parts from `start` to the end, each with about so many bytes of data."""
-    begin, found = start, 0
+def cut(
+    source: Whole, start: int, amount: Callable[[], int], quiet: Reporter
+) -> Iterator[tuple[int, int]]:
+    """(start, end) of parts from `start` to the end, each with about so many bytes of data.
+
+    The amount is asked for before each part.
+    """
+    begin, found, data = start, 0, amount()
     for extent in source.extents(start, source.size - start):
         quiet.check()  # the walk alone may take long
         position = extent.offset
         while not extent.zero and found + extent.end - position >= data:
             position = min(extent.end, align_up(position + data - found, PIECE))
             yield begin, position
-            begin, found = position, 0
+            begin, found, data = position, 0, amount()
         if not extent.zero:
             found += extent.end - position
     if begin < source.size:
