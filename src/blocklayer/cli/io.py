@@ -19,11 +19,21 @@ from blocklayer.cli.parsing import (
     HELP,
     IMAGE_OPTS,
     OBJECT,
+    OUTPUT,
     UNTRUSTED,
     Arguments,
     Command,
     trust_argument,
+    wants_json,
 )
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from blocklayer.cli.io_json import ForPrograms
+
+    Runner: TypeAlias = "_ForPeople | ForPrograms"
 
 COMMAND = Command(
     "io",
@@ -52,6 +62,7 @@ COMMAND = Command(
             choices=("ignore", "unmap"),
         ),
         Option("-U --force-share", "", "open although somebody else writes to the image"),
+        OUTPUT,
         IMAGE_OPTS,
         UNTRUSTED,
         ALLOW,
@@ -67,7 +78,9 @@ COMMAND = Command(
         " key completes commands, options and file names, the arrow keys bring back earlier lines"
         " (of other sessions, too), Ctrl-C drops the line or stops the command, Ctrl-D leaves.\n\n"
         "Files are opened for writing unless -r is given, and every write is flushed unless -t"
-        " says otherwise."
+        " says otherwise.\n\n"
+        "With --output=json there is an object a line for each command, when it is done, and no"
+        " prompt."
     ),
     examples=(
         ("io -c 'write -P 1 0 64k' -c 'read -P 1 0 64k' disk.qed", "Write a pattern, verify it."),
@@ -104,16 +117,22 @@ def run(arguments: Arguments) -> int:
     if len(arguments.names) > 1:
         raise UsageError(f"Unexpected argument: {arguments.names[1]}")
     opening = _opening(arguments)
-    session = Session(all_commands())
+    runner: Runner = _ForPeople()
+    if wants_json(arguments):
+        from blocklayer.cli.io_json import ForPrograms
+
+        runner = ForPrograms()
+    session = Session(all_commands(), runner.tell)
     session.image_opts = opening.image_opts
     session.trust = opening.trust
     try:
         if arguments.names:
             session.open(opening)
-        failed = _run_commands(session, arguments.all("cmd"))
+        failed = _run_commands(session, runner, arguments.all("cmd"))
     finally:
         session.close()
         session.print_finished()
+    runner.end(failed)
     return 1 if failed else 0
 
 
@@ -137,24 +156,35 @@ def all_commands() -> dict[str, IoCommand]:
     return commands
 
 
-def _run_commands(session: Session, lines: list[str]) -> bool:
-    """Run what was given, or what stdin says; whether anything has failed."""
-    if not lines and sys.stdin.isatty():
+class _ForPeople:
+    """Commands are asked for by a prompt, and answered in lines."""
+
+    prompt = PROMPT
+    tell = None
+    execute = staticmethod(execute)
+
+    def end(self, failed: int) -> None:
+        """People know."""
+
+
+def _run_commands(session: Session, runner: Runner, lines: list[str]) -> int:
+    """Run what was given, or what stdin says; how many commands have failed."""
+    if not lines and runner.prompt and sys.stdin.isatty():
         from blocklayer.cli.io_terminal import converse
 
         return converse(session)
-    failed = False
+    failed = 0
     try:
-        for line in lines or _piped_lines():
-            failed |= not execute(session, line)
+        for line in lines or _piped_lines(runner.prompt):
+            failed += not runner.execute(session, line)
             session.print_finished()
     except Quit:
         pass
     return failed
 
 
-def _piped_lines() -> Iterator[str]:
-    print(PROMPT, end="", flush=True)
+def _piped_lines(prompt: str) -> Iterator[str]:
+    print(prompt, end="", flush=True)
     for line in sys.stdin:
         yield line.rstrip("\n")
-        print(PROMPT, end="", flush=True)
+        print(prompt, end="", flush=True)

@@ -11,8 +11,10 @@ from blocklayer.base.record import Record
 from blocklayer.cli.failures import Failure
 from blocklayer.cli.getopt import Option
 from blocklayer.cli.io_language import (
+    NO_MEMORY,
     REQUEST_MAX,
     UNLIMITED,
+    Call,
     Failed,
     IoCommand,
     Misused,
@@ -22,7 +24,6 @@ from blocklayer.cli.io_language import (
 )
 from blocklayer.cli.io_report import Statistics, dump_lines, has_pattern
 from blocklayer.cli.io_session import Session
-from blocklayer.cli.parsing import Arguments
 from blocklayer.core.disk import Disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -89,12 +90,18 @@ def _timed(name: str, action: Callable[[], T]) -> tuple[T, float]:
 
 
 def _statistics(
-    call: Arguments, verb: str, *, offset: int, length: int, seconds: float, requests: int = 1
+    call: Call, verb: str, *, offset: int, length: int, seconds: float, requests: int = 1
 ) -> list[str]:
     if "q" in call:
         return []
     statistics = Statistics(verb, offset, length, seconds, requests)
-    return statistics.lines(machine_readable="C" in call)
+    return call.found(
+        statistics.lines(machine_readable="C" in call),
+        offset=offset,
+        bytes=length,
+        operations=requests,
+        seconds=round(seconds, 9),
+    )
 
 
 def _print(lines: list[str]) -> None:
@@ -102,15 +109,19 @@ def _print(lines: list[str]) -> None:
         print(line)
 
 
-def _aside(session: Session, work: Callable[[], list[str]]) -> None:
+def _aside(session: Session, call: Call, work: Callable[[], list[str]]) -> None:
     """Do `work` while other commands run. Its failure is told, and is not the command's."""
 
-    def told() -> list[str]:
+    def told() -> list[tuple[Call, list[str]]]:
         try:
-            return work()
+            return [(call, work())]
         except Refused as error:
-            return [str(error)]
+            call.error = error
+        except MemoryError:
+            call.error = Refused(NO_MEMORY)
+        return [(call, [str(call.error)])]
 
+    call.is_later = True
     session.start(told)
 
 
@@ -155,7 +166,7 @@ class _Read(Record, frozen=True):
     skipped: int
     checked: int
 
-    def perform(self, disk: Disk, call: Arguments, name: str) -> tuple[list[str], bool]:
+    def perform(self, disk: Disk, call: Call, name: str) -> tuple[list[str], bool]:
         """What is printed of it, and whether the pattern is there."""
         data, seconds = _timed(name, lambda: disk.read(self.offset, self.length))
         matched = self.pattern is None or has_pattern(
@@ -171,18 +182,18 @@ class _Read(Record, frozen=True):
         return lines, matched
 
 
-def _expected(call: Arguments) -> int | None:
+def _expected(call: Call) -> int | None:
     return pattern_word(call.last("P")) if "P" in call else None
 
 
-def _read_now(session: Session, call: Arguments, name: str, read: _Read) -> None:
+def _read_now(session: Session, call: Call, name: str, read: _Read) -> None:
     lines, matched = read.perform(_disk(session), call, name)
     _print(lines)
     if not matched:
-        raise Failed
+        raise Failed(lines[0])
 
 
-def _read(session: Session, call: Arguments) -> None:
+def _read(session: Session, call: Call) -> None:
     pattern = _expected(call)
     checked = number_word(call.last("l")) if "l" in call else None
     skipped = number_word(call.last("s", "0"))
@@ -197,23 +208,30 @@ def _read(session: Session, call: Arguments) -> None:
     _read_now(session, call, "read", _Read(offset, length, pattern, skipped, checked))
 
 
-def _vectored_read(call: Arguments) -> _Read:
+def _vectored_read(call: Call) -> _Read:
     """Several buffers in a row are one buffer to the disk."""
     pattern = _expected(call)
     offset, length = number_word(call.names[0]), _total(call.names[1:])
     return _Read(offset, length, pattern, 0, length)
 
 
-def _readv(session: Session, call: Arguments) -> None:
+def _readv(session: Session, call: Call) -> None:
     _read_now(session, call, "readv", _vectored_read(call))
 
 
-def _aio_read(session: Session, call: Arguments) -> None:
+def _aio_read(session: Session, call: Call) -> None:
     if "i" in call:
         print("injecting invalid read request")
         return
     disk, read = _disk(session), _vectored_read(call)
-    _aside(session, lambda: read.perform(disk, call, "readv")[0])
+
+    def work() -> list[str]:
+        lines, matched = read.perform(disk, call, "readv")
+        if not matched:
+            call.error = Failed(lines[0])
+        return lines
+
+    _aside(session, call, work)
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -226,17 +244,17 @@ class _Write(Record, frozen=True):
     length: int
     content: bytes | None
 
-    def perform(self, disk: Disk, call: Arguments, name: str) -> list[str]:
+    def perform(self, disk: Disk, call: Call, name: str) -> list[str]:
         """What is printed of it."""
         data = b"" if self.content is None else _repeated(self.content, self.length)
         _, seconds = _timed(name, lambda: self._write(disk, call, data))
         return self.report(call, seconds)
 
-    def report(self, call: Arguments, seconds: float) -> list[str]:
+    def report(self, call: Call, seconds: float) -> list[str]:
         """What is printed of it when it is done."""
         return _statistics(call, "wrote", offset=self.offset, length=self.length, seconds=seconds)
 
-    def request(self, call: Arguments) -> Request:
+    def request(self, call: Call) -> Request:
         """The same as a request of a batch."""
         from blocklayer.core.batch import Request
 
@@ -245,7 +263,7 @@ class _Write(Record, frozen=True):
             return Request.write_zeroes(self.offset, self.length, unmap="u" in call, fua=fua)
         return Request.write(self.offset, _repeated(self.content, self.length), fua=fua)
 
-    def _write(self, disk: Disk, call: Arguments, data: bytes) -> None:
+    def _write(self, disk: Disk, call: Call, data: bytes) -> None:
         if self.content is not None:
             disk.write(self.offset, data, fua="f" in call)
             return
@@ -262,7 +280,7 @@ def _repeated(content: bytes, length: int) -> bytes:
     return (content * -(-length // len(content)))[:length]
 
 
-def _filling(call: Arguments) -> bytes:
+def _filling(call: Call) -> bytes:
     return bytes([pattern_word(call.last("P")) if "P" in call else DEFAULT_PATTERN])
 
 
@@ -280,7 +298,7 @@ _CONFLICTS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def _check_write_options(call: Arguments) -> None:
+def _check_write_options(call: Call) -> None:
     for first, others, message in _CONFLICTS:
         if first in call and any(other in call for other in others):
             raise Refused(message)
@@ -291,7 +309,7 @@ def _check_write_options(call: Arguments) -> None:
         raise Refused("Only one of -z, -P, and -s can be specified at the same time")
 
 
-def _write(session: Session, call: Arguments) -> None:
+def _write(session: Session, call: Call) -> None:
     content: bytes | None = _filling(call)
     _check_write_options(call)
     offset = number_word(call.names[0])
@@ -308,14 +326,14 @@ def _write(session: Session, call: Arguments) -> None:
     _print(_Write(offset, length, content).perform(_disk(session), call, "write"))
 
 
-def _writev(session: Session, call: Arguments) -> None:
+def _writev(session: Session, call: Call) -> None:
     filling = _filling(call)
     offset, length = number_word(call.names[0]), _total(call.names[1:])
     write = _Write(offset, length, filling)
     _print(write.perform(_disk(session), call, "writev"))
 
 
-def _aio_write(session: Session, call: Arguments) -> None:
+def _aio_write(session: Session, call: Call) -> None:
     content: bytes | None = _filling(call)
     if "i" in call:
         print("injecting invalid write request")
@@ -330,13 +348,15 @@ def _aio_write(session: Session, call: Arguments) -> None:
 
     def told(request: Request, seconds: float) -> list[str]:
         if request.error is not None:
-            return [f"aio_write failed: {os_reason(request.error)}"]
+            call.error = Refused(f"aio_write failed: {os_reason(request.error)}")
+            call.error.__cause__ = request.error
+            return [str(call.error)]
         return write.report(call, seconds)
 
-    session.begin_write(lambda: write.request(call), told)
+    session.begin_write(call, lambda: write.request(call), told)
 
 
-def _multiwrite(session: Session, call: Arguments) -> None:
+def _multiwrite(session: Session, call: Call) -> None:
     """Requests between semicolons; each has a pattern one higher than the one before."""
     pattern = pattern_word(call.last("P")) if "P" in call else DEFAULT_PATTERN
     writes = []
@@ -368,25 +388,25 @@ def _between_semicolons(words: list[str]) -> list[list[str]]:
     return parts
 
 
-def _aio_flush(session: Session, call: Arguments) -> None:
+def _aio_flush(session: Session, call: Call) -> None:
     session.wait()
 
 
-def _flush(session: Session, call: Arguments) -> None:
+def _flush(session: Session, call: Call) -> None:
     try:
         _disk(session).flush()
     except BlocklayerError as error:
         raise Failure(f"flush failed: {os_reason(error)}") from None
 
 
-def _discard(session: Session, call: Arguments) -> None:
+def _discard(session: Session, call: Call) -> None:
     offset, length = number_word(call.names[0]), _length(call.names[1])
     disk = _disk(session)
     _, seconds = _timed("discard", lambda: disk.discard(offset, length))
     _print(_statistics(call, "discard", offset=offset, length=length, seconds=seconds))
 
 
-def _truncate(session: Session, call: Arguments) -> None:
+def _truncate(session: Session, call: Call) -> None:
     size = number_word(call.names[0])
     mode = call.last("m", "off")
     if mode not in ("off", "metadata", "falloc", "full"):

@@ -13,6 +13,7 @@ from blocklayer.cli.failures import Failure
 from blocklayer.cli.getopt import Option
 from blocklayer.cli.io_language import (
     UNLIMITED,
+    Call,
     Failed,
     IoCommand,
     Quit,
@@ -90,17 +91,17 @@ def _driver_options(arguments: Arguments) -> OptionTree:
 # --- what is open -------------------------------------------------------------------------------
 
 
-def _open(session: Session, call: Arguments) -> None:
+def _open(session: Session, call: Call) -> None:
     path = call.names[0] if call.names else ""
     opening = opening_from(call, path, image_opts=session.image_opts and bool(path))
     session.open(opening.replace(trust=session.trust))
 
 
-def _close(session: Session, call: Arguments) -> None:
+def _close(session: Session, call: Call) -> None:
     session.close()
 
 
-def _reopen(session: Session, call: Arguments) -> None:
+def _reopen(session: Session, call: Call) -> None:
     if "r" in call and "w" in call:
         raise Failure("Only one -r/-w option may be given")
     opening = session.opening
@@ -120,7 +121,7 @@ def _reopen(session: Session, call: Arguments) -> None:
     session.reopen(opening)
 
 
-def _changed_cache(call: Arguments, name: str, changes: dict[str, Any]) -> str:
+def _changed_cache(call: Call, name: str, changes: dict[str, Any]) -> str:
     """The cache mode that differs from the one called `name` by cache.direct or cache.no-flush."""
     from blocklayer.core.opening import CACHE_MODES
 
@@ -143,18 +144,28 @@ def _disk(session: Session) -> Disk:
     return session.disk
 
 
+def _print(lines: list[str]) -> None:
+    for line in lines:
+        print(line)
+
+
 # --- what it looks like -------------------------------------------------------------------------
 
 
-def _length(session: Session, call: Arguments) -> None:
-    print(amount_text(_disk(session).size))
+def _length(session: Session, call: Call) -> None:
+    size = _disk(session).size
+    _print(call.found([amount_text(size)], size=size))
 
 
-def _info(session: Session, call: Arguments) -> None:
+def _info(session: Session, call: Call) -> None:
     disk = _disk(session)
-    print(f"format name: {disk.format}")
-    print(f"cluster size: {amount_text(disk.info().get('cluster-size', 0))}")
-    print("vm state offset: 0 bytes")
+    cluster_size = disk.info().get("cluster-size", 0)
+    lines = (
+        f"format name: {disk.format}",
+        f"cluster size: {amount_text(cluster_size)}",
+        "vm state offset: 0 bytes",
+    )
+    _print(call.found(lines, format=disk.format, cluster_size=cluster_size))
 
 
 def _runs(disk: Disk, *, offset: int, length: int) -> list[tuple[int, int, bool]]:
@@ -170,24 +181,31 @@ def _runs(disk: Disk, *, offset: int, length: int) -> list[tuple[int, int, bool]
     return runs
 
 
-def _alloc(session: Session, call: Arguments) -> None:
+def _alloc(session: Session, call: Call) -> None:
     disk = _disk(session)
     offset = number_word(call.names[0])
     length = number_word(call.names[1]) if len(call.names) > 1 else SECTOR
     length = max(0, min(length, disk.size - offset))
     runs = _runs(disk, offset=offset, length=length) if length else []
     allocated = sum(count for _, count, own in runs if own)
-    print(f"{allocated}/{length} bytes allocated at offset {amount_text(offset)}")
+    line = f"{allocated}/{length} bytes allocated at offset {amount_text(offset)}"
+    _print(call.found([line], offset=offset, length=length, allocated=allocated))
 
 
-def _map(session: Session, call: Arguments) -> None:
+def _map(session: Session, call: Call) -> None:
     disk = _disk(session)
-    for offset, length, own in _runs(disk, offset=0, length=disk.size):
-        state = "    allocated" if own else "not allocated"
-        print(
-            f"{amount_text(length)} ({length:#x}) bytes {state}"
-            f" at offset {amount_text(offset)} ({offset:#x})"
-        )
+    runs = _runs(disk, offset=0, length=disk.size)
+    members = ({"offset": at, "length": length, "allocated": own} for at, length, own in runs)
+    extents = list(members) if call.for_programs else []
+    _print(call.found((_map_line(*run) for run in runs), extents=extents))
+
+
+def _map_line(offset: int, length: int, own: bool) -> str:
+    state = "    allocated" if own else "not allocated"
+    return (
+        f"{amount_text(length)} ({length:#x}) bytes {state}"
+        f" at offset {amount_text(offset)} ({offset:#x})"
+    )
 
 
 # --- break points -------------------------------------------------------------------------------
@@ -202,10 +220,10 @@ def _fault_node(session: Session, failure: str) -> Any:
 
 def _unavailable(message: str) -> Failed:
     print(message)
-    return Failed()
+    return Failed(message)
 
 
-def _break(session: Session, call: Arguments) -> None:
+def _break(session: Session, call: Call) -> None:
     event, tag = call.names
     failure = "Could not set breakpoint"
     node = _fault_node(session, failure)
@@ -216,7 +234,7 @@ def _break(session: Session, call: Arguments) -> None:
     session.tags.add(tag)
 
 
-def _remove_break(session: Session, call: Arguments) -> None:
+def _remove_break(session: Session, call: Call) -> None:
     tag = call.names[0]
     failure = f"Could not remove breakpoint {tag}"
     node = _fault_node(session, failure)
@@ -226,7 +244,7 @@ def _remove_break(session: Session, call: Arguments) -> None:
         raise _unavailable(f"{failure}: No such file or directory") from None
 
 
-def _resume(session: Session, call: Arguments) -> None:
+def _resume(session: Session, call: Call) -> None:
     tag = call.names[0]
     failure = "Could not resume request"
     node = _fault_node(session, failure)
@@ -237,7 +255,7 @@ def _resume(session: Session, call: Arguments) -> None:
     print(f"blkdebug: Resuming request '{tag}'")
 
 
-def _wait_break(session: Session, call: Arguments) -> None:
+def _wait_break(session: Session, call: Call) -> None:
     tag = call.names[0]
     _fault_node(session, "Could not wait for breakpoint").wait_break(tag)
     print(f"blkdebug: Suspended request '{tag}'")
@@ -246,7 +264,7 @@ def _wait_break(session: Session, call: Arguments) -> None:
 # --- the program itself -------------------------------------------------------------------------
 
 
-def _sleep(session: Session, call: Arguments) -> None:
+def _sleep(session: Session, call: Call) -> None:
     text = call.names[0]
     try:
         milliseconds = integer_argument(text, "number")
@@ -260,12 +278,12 @@ def _flush_output() -> None:
     sys.stderr.flush()
 
 
-def _abort(session: Session, call: Arguments) -> None:
+def _abort(session: Session, call: Call) -> None:
     _flush_output()
     os.abort()
 
 
-def _sigraise(session: Session, call: Arguments) -> None:
+def _sigraise(session: Session, call: Call) -> None:
     import signal
 
     number = number_word(call.names[0])
@@ -276,11 +294,11 @@ def _sigraise(session: Session, call: Arguments) -> None:
         raise Refused(f"{call.names[0]} is not the number of a signal") from None
 
 
-def _quit(session: Session, call: Arguments) -> None:
+def _quit(session: Session, call: Call) -> None:
     raise Quit
 
 
-def _help(session: Session, call: Arguments) -> None:
+def _help(session: Session, call: Call) -> None:
     if not call.names:
         for command in sorted(set(session.commands.values()), key=lambda c: c.name):
             print(command.summary())

@@ -19,6 +19,8 @@ from blocklayer.cli.parsing import Arguments
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any
+
     from blocklayer.cli.io_session import Session
 
 REQUEST_MAX = 2147483136
@@ -26,21 +28,58 @@ REQUEST_MAX = 2147483136
 
 UNLIMITED = -1
 
+NO_MEMORY = "not enough memory"
+
 
 class Refused(Exception):
     """A command cannot be done: told on stdout."""
 
 
 class Failed(Exception):
-    """A command has failed, and has told so itself."""
+    """A command has failed, and has told so itself; programs are told again."""
 
 
 class Misused(Exception):
-    """A command has the wrong arguments: told is how it is used."""
+    """A command has the wrong arguments, maybe for a reason: told is how it is used."""
+
+
+class Unusable(Exception):
+    """A command cannot be run at all."""
+
+
+class Unknown(Exception):
+    """There is no command of this name."""
 
 
 class Quit(Exception):
     """No more commands."""
+
+
+class Call(Arguments):
+    """A command's arguments, and what it has found out for programs.
+
+    words         the line
+    for_programs  what `members` tells is not printed
+    error         why a request has failed that was done while other commands ran
+    is_later      there is such a request: what became of it is told when it is done
+    """
+
+    __slots__ = ("error", "for_programs", "is_later", "members", "words")
+
+    def __init__(self, words: list[str], *, for_programs: bool = False) -> None:
+        super().__init__([], words[1:])
+        self.words = words
+        self.for_programs = for_programs
+        self.members: dict[str, Any] = {}
+        self.error: Exception | None = None
+        self.is_later = False
+
+    def found(self, lines: Iterable[str], **members: object) -> list[str]:
+        """The lines to print of what was found out: none for programs, who get the members."""
+        if not self.for_programs:
+            return list(lines)
+        self.members |= {name.replace("_", "-"): value for name, value in members.items()}
+        return []
 
 
 class IoCommand:
@@ -70,7 +109,7 @@ class IoCommand:
         self,
         name: str,
         alias: str,
-        run: Callable[[Session, Arguments], None],
+        run: Callable[[Session, Call], None],
         usage: str,
         about: str,
         *,
@@ -103,23 +142,55 @@ def execute(session: Session, line: str) -> bool:
     words = line.split()
     if not words:
         return True
+    try:
+        perform(session, Call(words))
+    except Refused as error:
+        print(error)
+    except Misused as error:
+        for reason in error.args:
+            print(reason, file=sys.stderr)
+        print(session.commands[words[0]].summary())
+    except (Unknown, Unusable) as error:
+        print(error, file=sys.stderr)
+    except (Failure, BlocklayerError) as error:
+        complain(str(error))
+    except Failed:
+        pass
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+    except MemoryError:
+        complain(NO_MEMORY)
+    else:
+        return True
+    return False
+
+
+def perform(session: Session, call: Call) -> None:
+    """Run a command. Raises what is wrong with it, and `Quit`."""
+    words = call.words
     command = session.commands.get(words[0])
     if command is None:
-        _tell_unknown(session, words[0])
-        return False
+        raise Unknown(_unknown(session, words[0]))
     problem = _problem(session, command, words)
     if problem:
-        print(problem, file=sys.stderr)
-        return False
-    return _run(session, command, words)
+        raise Unusable(problem)
+    if not command.gathers:
+        session.submit_gathered()
+    if command.changes:
+        session.require_writable()
+    _parse(command, call)
+    command.run(session, call)
 
 
-def _tell_unknown(session: Session, name: str) -> None:
+def _unknown(session: Session, name: str) -> str:
     from blocklayer.cli.suggestions import closest
 
-    print(f'command "{name}" not found', file=sys.stderr)
+    message = f'command "{name}" not found'
     if meant := closest(name, session.commands):
-        print(f"Did you mean '{meant}'?", file=sys.stderr)
+        message += f"\nDid you mean '{meant}'?"
+    return message
 
 
 def _problem(session: Session, command: IoCommand, words: list[str]) -> str:
@@ -136,46 +207,19 @@ def _problem(session: Session, command: IoCommand, words: list[str]) -> str:
     return ""
 
 
-def _run(session: Session, command: IoCommand, words: list[str]) -> bool:
-    if not command.gathers:
-        session.submit_gathered()
-    try:
-        if command.changes:
-            session.require_writable()
-        command.run(session, _parse(command, words))
-    except Refused as error:
-        print(error)
-    except Misused:
-        print(command.summary())
-    except (Failure, BlocklayerError) as error:
-        complain(str(error))
-    except Failed:
-        pass
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-    except MemoryError:
-        complain("not enough memory")
-    else:
-        return True
-    return False
-
-
-def _parse(command: IoCommand, words: list[str]) -> Arguments:
+def _parse(command: IoCommand, call: Call) -> None:
     if not command.options:
-        return Arguments([], words[1:])  # "-1" is a word like others
+        return  # "-1" is a word like others
     try:
-        pairs, names = getopt(command.options, words[1:])
+        pairs, names = getopt(command.options, call.words[1:])
     except BadOption as error:
         letter = error.spelling[1:2]
         reason = "option requires an argument" if error.kind == "missing" else "invalid option"
-        print(f"{words[0]}: {reason} -- '{letter}'", file=sys.stderr)
-        raise Misused from None
+        raise Misused(f"{call.words[0]}: {reason} -- '{letter}'") from None
     least, most = command.arguments
     if len(names) < least or UNLIMITED != most < len(names):
         raise Misused
-    return Arguments(pairs, names)
+    call.set(pairs, names)
 
 
 # --- words --------------------------------------------------------------------------------------

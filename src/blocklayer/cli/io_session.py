@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from blocklayer.base.options import OptionTree
-    from blocklayer.cli.io_language import IoCommand
+    from blocklayer.cli.io_language import Call, IoCommand
     from blocklayer.core.batch import Request
     from blocklayer.core.disk import Disk
     from blocklayer.core.trust import Trust
 
     Told: TypeAlias = Callable[[Request, float], list[str]]
+    Finished: TypeAlias = list[tuple[Call, list[str]]]
+    """Commands whose requests are done, and what is printed of them."""
 
 
 class Opening(Record):
@@ -74,45 +76,60 @@ class Batch:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._writes: list[tuple[Callable[[], Request], Told, float]] = []
+        self._writes: list[tuple[Call, Callable[[], Request], Told, float]] = []
         self._lock = threading.Lock()
         self._complete = threading.Event()
 
-    def add(self, make: Callable[[], Request], told: Told) -> bool:
+    def add(self, call: Call, make: Callable[[], Request], told: Told) -> bool:
         """Add a write; False if the batch has been submitted already."""
         with self._lock:
             if self._complete.is_set():
                 return False
-            self._writes.append((make, told, time.perf_counter()))
+            self._writes.append((call, make, told, time.perf_counter()))
             return True
 
     def submit(self) -> None:
         """Do not wait for more."""
         self._complete.set()
 
-    def run(self) -> list[str]:
+    def run(self) -> Finished:
         """Gather, write, and what is printed of it."""
         self._complete.wait(GATHER_SECONDS)
         with self._lock:
             self._complete.set()
-        requests = [make() for make, _, _ in self._writes]
+        try:
+            requests = [make() for _, make, _, _ in self._writes]
+        except MemoryError as error:
+            return self._failed(error)
         try:
             self._disk.submit(requests)
         except BlocklayerError as error:
             for request in requests:
                 request.error = request.error or error
         end = time.perf_counter()
-        lines = []
-        for request, (_, told, start) in zip(requests, self._writes, strict=True):
-            lines += told(request, end - start)
-        return lines
+        return [
+            (call, told(request, end - start))
+            for request, (call, _, told, start) in zip(requests, self._writes, strict=True)
+        ]
+
+    def _failed(self, error: MemoryError) -> Finished:
+        """None of them was submitted."""
+        for call, *_ in self._writes:
+            call.error = error
+        return [(call, ["not enough memory"]) for call, *_ in self._writes]
 
 
 class Session:
     """The state of one run."""
 
-    def __init__(self, commands: dict[str, IoCommand]) -> None:
+    def __init__(
+        self,
+        commands: dict[str, IoCommand],
+        tell: Callable[[Call, list[str]], None] | None = None,
+    ) -> None:
         self.commands = commands
+        self._tell = _print if tell is None else tell
+        """Of what was under way and is done."""
         self.disk: Disk | None = None
         self.opening = Opening()
         self.image_opts = False
@@ -123,7 +140,7 @@ class Session:
         """Of break points that have been set."""
         self._gathering: Batch | None = None
         self._running: list[threading.Thread] = []
-        self._finished: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
 
     # --- the disk -------------------------------------------------------------------------------
 
@@ -182,32 +199,27 @@ class Session:
 
     # --- requests under way ---------------------------------------------------------------------
 
-    def start(self, work: Callable[[], list[str]]) -> None:
-        """Do `work` while other commands run; the lines it returns are printed later."""
+    def start(self, work: Callable[[], Finished]) -> None:
+        """Do `work` while other commands run; what it returns is told later."""
 
         def run() -> None:
-            lines = ["not enough memory"]
-            try:
-                lines = work()
-            except MemoryError:
-                pass
-            finally:
-                self._finished.put(lines)
+            self._finished.put(work())
 
         thread = threading.Thread(target=run, name="blk-io", daemon=True)
         self._running.append(thread)
         thread.start()
 
-    def begin_write(self, make: Callable[[], Request], told: Told) -> None:
+    def begin_write(self, call: Call, make: Callable[[], Request], told: Told) -> None:
         """Begin a write, in one batch with those that are begun just before and after it.
 
         `told` gives the lines to print of the finished request and the seconds it took.
         """
         assert self.disk is not None
-        if self._gathering is not None and self._gathering.add(make, told):
+        call.is_later = True
+        if self._gathering is not None and self._gathering.add(call, make, told):
             return
         self._gathering = Batch(self.disk)
-        self._gathering.add(make, told)
+        self._gathering.add(call, make, told)
         self.start(self._gathering.run)
 
     def submit_gathered(self) -> None:
@@ -231,8 +243,13 @@ class Session:
         """Print what became of requests that are done by now."""
         with contextlib.suppress(queue.Empty):
             while True:
-                for line in self._finished.get_nowait():
-                    print(line)
+                for call, lines in self._finished.get_nowait():
+                    self._tell(call, lines)
+
+
+def _print(_: Call, lines: list[str]) -> None:
+    for line in lines:
+        print(line)
 
 
 def fault_node(disk: Disk) -> Any:

@@ -85,7 +85,7 @@ def report(members: dict[str, Any]) -> None:
     import json
 
     flush_output()
-    _write(json.dumps(_as_unicode(members)))
+    _write(json.dumps(as_unicode(members)))
 
 
 def flush_output() -> None:
@@ -107,17 +107,17 @@ def print_json(value: Any) -> None:
     """As QEMU's tools print it: indented by four, non-ASCII characters escaped."""
     import json
 
-    print(json.dumps(_as_unicode(value), indent=4))
+    print(json.dumps(as_unicode(value), indent=4))
 
 
-def _as_unicode(value: Any) -> Any:
+def as_unicode(value: Any) -> Any:
     """The same without bytes of names that are no UTF-8, which strict readers refuse (RFC 8259)."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     if isinstance(value, dict):
-        return {_as_unicode(name): _as_unicode(member) for name, member in value.items()}
+        return {as_unicode(name): as_unicode(member) for name, member in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_as_unicode(member) for member in value]
+        return [as_unicode(member) for member in value]
     return value
 
 

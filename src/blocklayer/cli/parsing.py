@@ -126,6 +126,10 @@ class Arguments:
     __slots__ = ("_values", "names", "order")
 
     def __init__(self, pairs: list[tuple[str, str]], names: list[str]) -> None:
+        self.set(pairs, names)
+
+    def set(self, pairs: list[tuple[str, str]], names: list[str]) -> None:
+        """Options with their values, and what is left."""
         self.names = names
         """Arguments that are no options."""
         self.order = [key for key, _ in pairs]
