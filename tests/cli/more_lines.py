@@ -244,6 +244,8 @@ info --image-opts driver=qed,file.filename=data.qed,read-only=on
 info --image-opts driver=qed,file.filename=data.qed,read-only=maybe
 info --image-opts driver=qed,file.filename=data.qed,cache.direct=on
 info --backing-chain --image-opts driver=qed,file.filename=over.qed
+info --backing-chain --image-opts driver=qed,file.filename=over.qed,backing.driver=foo,backing.x=1
+info --image-opts driver=qed,file.filename=over.qed,backing.driver=raw,backing.file.filename=x.raw
 info --backing-chain --output=json 'json:{"driver":"qed","file.filename":"over.qed"}'
 info json:
 info json:{
@@ -723,6 +725,7 @@ rebase -U -b empty.qed -F qed over.qed
 rebase -U -u -b empty.qed -F qed over.qed
 rebase --image-opts -b empty.qed -F qed driver=qed,file.filename=over.qed
 rebase --image-opts -f qed -b empty.qed -F qed over.qed
+rebase -u --image-opts -b empty.qed -F qed driver=qed,file.filename=over.qed,backing.driver=qed
 rebase --object secret,id=a,data=x -b empty.qed -F qed over.qed
 rebase -p -u -b data.qed -F qed over.qed
 rebase -p -b '' over.qed
@@ -1160,6 +1163,30 @@ IMG_DIFFERENCES = {
         complaint=(
             "TOOL: Could not open 'driver=qed,file.filename=data.qed,file.foo=1': Invalid "
             "parameter 'foo'"
+        ),
+    ),
+    "info --backing-chain --image-opts driver=qed,file.filename=over.qed,"
+    "backing.driver=foo,backing.x=1": Difference(
+        _OWN_WORDS,
+        complaint=(
+            "TOOL: Could not open 'driver=qed,file.filename=over.qed,backing.driver=foo,"
+            "backing.x=1': Invalid parameter 'backing.driver'"
+        ),
+    ),
+    "info --image-opts driver=qed,file.filename=over.qed,backing.driver=raw,"
+    "backing.file.filename=x.raw": Difference(
+        _OWN_WORDS,
+        complaint=(
+            "TOOL: Could not open 'driver=qed,file.filename=over.qed,backing.driver=raw,"
+            "backing.file.filename=x.raw': Invalid parameter 'backing.driver'"
+        ),
+    ),
+    "rebase -u --image-opts -b empty.qed -F qed driver=qed,file.filename=over.qed,"
+    "backing.driver=qed": Difference(
+        _OWN_WORDS,
+        complaint=(
+            "TOOL: Could not open 'driver=qed,file.filename=over.qed,backing.driver=qed':"
+            " Invalid parameter 'backing.driver'"
         ),
     ),
     "info json:": Difference(

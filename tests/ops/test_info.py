@@ -94,6 +94,32 @@ def test_what_lies_below_is_not_opened(tmp_path: Path, below: str) -> None:
             info_chain(tmp_path / "top")
 
 
+@pytest.mark.parametrize(
+    ("backing", "told"),
+    [
+        ({"driver": "nosuch", "foo": "bar"}, "Invalid parameter 'backing.driver'"),
+        ({"file": {"driver": "file", "filename": "below"}}, "Invalid parameter 'backing.file'"),
+        ("below", "Invalid parameter 'backing'"),
+        (None, None),
+        ("", None),
+    ],
+)
+def test_a_backing_file_that_is_described_is_not_forgotten(
+    tmp_path: Path, backing: object, told: str | None
+) -> None:
+    """It is not opened here, so nobody may think that it was."""
+    (tmp_path / "below").write_bytes(bytes(512))
+    blocklayer.create(tmp_path / "top", format="qed", backing="below", backing_format="raw")
+    file = {"driver": "file", "filename": str(tmp_path / "top")}
+    tree = {"driver": "qed", "file": file, "backing": backing}
+    for tell in (blocklayer.info, info_chain):
+        if told is None:
+            tell(tree)
+        else:
+            with pytest.raises(OpenError, match=told):
+                tell(tree)
+
+
 def test_names_of_backing_files_as_seen_from_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -194,6 +194,8 @@ class Opener:
         try:
             if options:
                 raise InvalidArgument(f"Invalid parameter '{next(iter(options))}'")
+            if not self.flags.backing_chain and not self.flags.check:
+                _refuse_backing(backing)
             if isinstance(node, FormatNode):
                 if self.flags.trust is not None:
                     self.flags.trust.check_limits(node)
@@ -321,6 +323,13 @@ class Opener:
         opener._chain = (*self._chain, identity or (-1, len(self._chain)))
         opener._layers_to_complete = layers_to_complete
         return opener
+
+
+def _refuse_backing(options: object) -> None:
+    """Who describes a backing file expects it to be opened: here the image is opened alone."""
+    if options is not _AS_STORED and options:
+        inner = f".{next(iter(options))}" if isinstance(options, dict) else ""
+        raise InvalidArgument(f"Invalid parameter 'backing{inner}'")
 
 
 _AS_STORED = object()
