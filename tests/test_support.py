@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The test suite's own helpers."""
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,8 +39,24 @@ def test_failures_with_names_that_are_no_utf_8_can_be_reported() -> None:
     """A worker that cannot send its report takes the whole run down."""
     report = {"longrepr": [("a\udcff", 3)], "k\udcfe": {"sections": ["ä", None]}}
     told = as_utf_8(report)
-    assert told == {"longrepr": [["a\\udcff", 3]], "k\\udcfe": {"sections": ["ä", None]}}
+    assert told == {"longrepr": [("a\\udcff", 3)], "k\\udcfe": {"sections": ["ä", None]}}
     str(told).encode("utf-8")
+
+
+def test_skips_in_workers_are_told(tmp_path: Path) -> None:
+    """Where a tool or a file system is missing, the run still ends with what was skipped."""
+    (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text("utf-8"), "utf-8")
+    skipping = "import pytest\n\n\ndef test_it():\n    pytest.skip('not here')\n"
+    (tmp_path / "test_one.py").write_text(skipping)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    words = ["-m", "pytest", "-ra", "-n", "1", "-p", "no:cacheprovider", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 skipped" in done.stdout
+    assert "not here" in done.stdout
 
 
 def test_a_seed_is_repeated_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
