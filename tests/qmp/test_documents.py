@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,9 @@ def running(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     daemon = subprocess.Popen([sys.executable, "-m", "blocklayer", *words], cwd=folder)
     try:
         connected(folder / "qmp.sock", daemon).close()
+        while not (folder / "nbd.sock").exists():  # of a later option
+            assert daemon.poll() is None
+            time.sleep(0.01)
         yield daemon
     finally:
         daemon.kill()
