@@ -79,14 +79,17 @@ class Session:
         """Serve until the client goes, or is told to. Raises `OSError` if it went badly."""
         reader, channel = self._reader, self._channel
         try:
-            goes_on = self._serve(reader.feed(rest))
+            items = reader.feed(rest)
+            goes_on = self._serve(items)
             while goes_on and not reader.problem:
-                count = channel.receive_into(reader.space())
+                receive = channel.receive_soon if len(items) == 1 else channel.receive_into
+                count = receive(reader.space())
                 if not count:
                     if not reader.idle:
                         self.problem = "client went away in the middle of a request"
                     break
-                goes_on = self._serve(reader.received(count))
+                items = reader.received(count)
+                goes_on = self._serve(items)
             self.problem = self.problem or reader.problem
         except BaseException:
             channel.abort()  # whoever sends in another thread must not wait for the client
