@@ -74,7 +74,8 @@ def test_a_bar_on_a_terminal(source: Path, options: tuple[str, ...]) -> None:
 
 PICTURE = re.compile(
     r"convert: +(?P<percent>\d+)%\|(?P<full>█*)(?P<part>[▏▎▍▌▋▊▉]?)(?P<empty> *)\|"
-    r" (?P<done>\d\.\d\d)M/8\.00M \[00:(?P<seconds>\d\d)<00:(?P<left>\d\d), +(?P<rate>[\d.]+)MiB/s\]"
+    r" (?P<done>\d\.\d\d)M/8\.00M \[00:(?P<seconds>\d\d)<00:(?P<left>\d\d),"
+    r" +(?P<rate>[\d.]+)MiB/s\]"
 )
 
 

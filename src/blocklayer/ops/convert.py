@@ -126,7 +126,8 @@ def convert(
         if not disks:
             raise InvalidArgument("There is no source image")
         whole = disks[0] if len(disks) == 1 else Concatenation(disks)
-        refuse_same_file(disks, target)
+        if create or _is_path(target):
+            refuse_same_file(disks, target)
         plan = _Plan(
             whole,
             disks,
@@ -393,6 +394,14 @@ def _create_target(
         **options,
     )
     return path_of(target)
+
+
+def _is_path(target: FilenameLike) -> bool:
+    """Other targets are compared with the sources when they are open."""
+    try:
+        return not isinstance(target, dict) and bool(path_of(target))
+    except BlocklayerError:
+        return False
 
 
 def refuse_same_file(disks: list[Disk], target: FilenameLike) -> None:
