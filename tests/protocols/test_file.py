@@ -270,6 +270,35 @@ def test_the_map_of_a_file_with_holes(node: FileNode) -> None:
     assert node.map(MiB, 77) == (ZERO, 77, None, MiB)
 
 
+def test_the_file_system_is_asked_once_for_a_run_of_data(
+    node: FileNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some look at all pages of it, each time; but no hole of ours is missed."""
+    asked: list[int] = []
+    seek = os.lseek
+
+    def note(descriptor: int, offset: int, whence: int) -> int:
+        asked.append(offset)
+        return seek(descriptor, offset, whence)
+
+    monkeypatch.setattr(os, "lseek", note)
+    for offset in range(0, 64 * KiB, 4 * KiB):
+        assert node.map(offset, MiB) == (DATA, 64 * KiB - offset, None, offset)
+    assert asked == [0, 0]
+    node.zero(8 * KiB, 8 * KiB, UNMAP)
+    assert node.map(8 * KiB, MiB) == (ZERO, 8 * KiB, None, 8 * KiB)
+    assert node.map(24 * KiB, MiB) == (DATA, 40 * KiB, None, 24 * KiB)
+    node.discard(24 * KiB, 8 * KiB)
+    assert node.map(24 * KiB, MiB) == (ZERO, 8 * KiB, None, 24 * KiB)
+    node.writev(8 * KiB, [memoryview(b"x" * 8 * KiB)])
+    assert node.map(8 * KiB, MiB) == (DATA, 16 * KiB, None, 8 * KiB)
+    node.truncate(12 * KiB)
+    assert node.map(8 * KiB, MiB) == (DATA, 4 * KiB, None, 8 * KiB)
+    node.truncate(MiB)
+    assert node.map(8 * KiB, MiB) == (DATA, 4 * KiB, None, 8 * KiB)
+    assert node.map(12 * KiB, MiB)[0] == ZERO
+
+
 def test_a_hole_up_to_the_end(node: FileNode) -> None:
     node.truncate(3 * MiB)
     assert node.map(MiB, 2 * MiB) == (ZERO, 2 * MiB, None, MiB)

@@ -22,7 +22,7 @@ from blocklayer.core.mapping import row_batches
 from blocklayer.core.node import FormatNode
 from blocklayer.jobs.errors import job_error
 from blocklayer.jobs.job import IGNORE, REPORT, Job
-from blocklayer.jobs.mirror_engine import READ, Engine, IoFailed, Moved
+from blocklayer.jobs.mirror_engine import READ, SMALL_EXTENT, Engine, IoFailed, Moved
 from blocklayer.jobs.pace import Courtesy
 from blocklayer.jobs.workers import EarlyFlush, Workers
 
@@ -47,6 +47,12 @@ WRITEBACK_BYTES = 8 * MiB
 
 FLUSH_BYTES = 64 * MiB
 """Data after which a target that cannot be told so is flushed."""
+
+QUESTIONS = 32
+"""Asked of the source before the answers' lengths are judged."""
+
+LEAP = 64 * MiB
+"""What is left to whoever copies it, where asking would take longer: small extents of a file."""
 
 WORKERS = 4
 """Steps in flight; more only make the same two memory buses wait for each other."""
@@ -201,12 +207,33 @@ class CopyingJob(Job):
 
     def mark(self, wanted: Callable[[Row], bool]) -> None:
         """Mark the source's extents that are wanted."""
-        for batch in row_batches(self.source, 0, self.engine.size):
+        self._mark_some(0, wanted, leaps=False)
+
+    def _mark_some(self, start: int, wanted: Callable[[Row], bool], *, leaps: bool) -> int:
+        """Mark from `start` on; where it ends: with `leaps`, where the extents are too small."""
+        asked = 0
+        for batch in row_batches(self.source, start, self.engine.size - start):
             for row in batch:
                 if wanted(row):
                     self.engine.dirty.set(row[0], row[1])
             self.pause_point()
             self.raise_failure()
+            asked += 1
+            end = batch[-1][0] + batch[-1][1]
+            if leaps and asked >= QUESTIONS and end - start < asked * SMALL_EXTENT:
+                return end
+            if asked >= QUESTIONS:
+                start, asked = end, 0
+        return self.engine.size
+
+    def mark_data(self) -> None:
+        """Mark what does not read as zeroes, and whole stretches of which that is hard to tell."""
+        size, dirty = self.engine.size, self.engine.dirty
+        position = 0
+        while position < size:
+            position = self._mark_some(position, lambda row: not row[3], leaps=True)
+            dirty.set(position, min(LEAP, size - position))
+            position += LEAP
 
     def mark_all(self) -> None:
         """Mark what makes the target equal to the source, and find out what is zero there."""
@@ -215,7 +242,7 @@ class CopyingJob(Job):
         is_zero = self.options.get("target_is_zero") or self.target_reads_as_zero()
         if is_zero and not punching:
             engine.zero.set(0, engine.size)
-            self.mark(lambda row: not row[3])
+            self.mark_data()
         else:
             engine.dirty.set(0, engine.size)
 

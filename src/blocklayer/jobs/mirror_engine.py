@@ -37,6 +37,14 @@ EMULATED_ZERO_MAX = 16 * MiB
 KERNEL_MIN = 64 * KiB
 """What is shorter is as fast with a buffer."""
 
+SMALL_EXTENT = 64 * KiB
+"""Asking where such a one ends takes longer than reading it, while other threads want to run."""
+
+QUESTIONS = 8
+"""Asked before the answers' lengths are judged."""
+
+BYTES, ZEROES, MIXED = "bytes", "zeroes", "mixed"
+
 READ, WRITE = "read", "write"
 
 
@@ -134,13 +142,15 @@ class Engine:
         load = _Load(self, buffer, moved)
         for offset, length in runs:
             for start, count, known_zero in self.zero.segments(offset, length):
-                for position, size, is_zero in self._pieces(start, count, known_zero):
-                    if is_zero and known_zero:
+                for position, size, kind in self._pieces(start, count, known_zero):
+                    if kind == ZEROES and known_zero:
                         moved.skipped += size
-                    elif is_zero:
+                    elif kind == ZEROES:
                         self._write_zero(position, size, moved, unmap=self.unmap)
                     else:
-                        done = self._copy_in_kernel(position, size, moved, known_zero)
+                        done = 0
+                        if kind == BYTES:
+                            done = self._copy_in_kernel(position, size, moved, known_zero)
                         load.read(position + done, size - done, known_zero)
         load.write()
 
@@ -161,23 +171,32 @@ class Engine:
         moved.data += done
         return done
 
-    def _pieces(
-        self, offset: int, length: int, known_zero: bool
-    ) -> Iterator[tuple[int, int, bool]]:
-        """The source's extents in a range as (offset, length, reads as zeroes), merged."""
+    def _pieces(self, offset: int, length: int, known_zero: bool) -> Iterator[tuple[int, int, str]]:
+        """The source's extents in a range as (offset, length, kind), merged.
+
+        Where they are small and each costs a question, the rest is `MIXED`: it is read and looked
+        at, which is faster.
+        """
         least = 1 if known_zero else self._zero_min
-        start, zero = offset, False
+        start, end, kind = offset, offset + length, BYTES
         try:
-            for batch in row_batches(self.source, offset, length):
+            for asked, batch in enumerate(row_batches(self.source, offset, length), 1):
                 for row in batch:
-                    if zero != (row[3] and (zero or row[1] >= least)):
+                    is_zero = row[3] and (kind == ZEROES or row[1] >= least)
+                    if is_zero != (kind == ZEROES):
                         if row[0] > start:
-                            yield start, row[0] - start, zero
-                        start, zero = row[0], not zero
+                            yield start, row[0] - start, kind
+                        start, kind = row[0], ZEROES if is_zero else BYTES
+                found = batch[-1][0] + batch[-1][1]
+                if asked % QUESTIONS == 0 and found - offset < asked * SMALL_EXTENT:
+                    if found < end:
+                        yield start, found - start, kind
+                        start, kind = found, MIXED
+                    break
         except BlocklayerError as error:
             raise IoFailed(READ, error) from error
-        if start < offset + length:
-            yield start, offset + length - start, zero
+        if start < end:
+            yield start, end - start, kind
 
     def know_dirty_as_zero(self) -> None:
         """The target was found to read as zeroes: so it does where nothing was copied since.

@@ -34,6 +34,9 @@ OPEN_FILES = "/proc/self/fd"
 """Where Linux has names for a process's open files."""
 
 
+NO_RANGE = (0, 0)
+
+
 class FileNode(Node):
     """An open file descriptor."""
 
@@ -46,6 +49,9 @@ class FileNode(Node):
         self._flush_failed = False
         self._flush_lock = threading.Lock()
         self._has_holes = hasattr(os, "SEEK_DATA")
+        self._known_data = NO_RANGE
+        """Found to hold data: some file systems (tmpfs) look at each page up to its end again."""
+        self._holes_made = 0
         self.abilities = file_zero.Abilities()
         self._was_located = located is not None
         if located is None:
@@ -191,7 +197,15 @@ class FileNode(Node):
         """Zero without writing, by whatever the file system can do."""
         if offset + length > self.size and not self.is_device:
             self._grow_for_zero(offset + length)
-        file_zero.zero(self.descriptor, self.filename, offset, length, flags, self.abilities)
+        try:
+            file_zero.zero(self.descriptor, self.filename, offset, length, flags, self.abilities)
+        finally:
+            self._forget_data()
+
+    def _forget_data(self) -> None:
+        """There may be a new hole."""
+        self._holes_made += 1
+        self._known_data = NO_RANGE
 
     def _grow_for_zero(self, end: int) -> None:
         with self._size_lock:
@@ -212,7 +226,10 @@ class FileNode(Node):
         """Punch a hole; a file system that cannot leaves the bytes as they are."""
         length = min(length, self.size - offset)
         if length > 0:
-            file_zero.discard(self.descriptor, self.filename, offset, length, self.abilities)
+            try:
+                file_zero.discard(self.descriptor, self.filename, offset, length, self.abilities)
+            finally:
+                self._forget_data()
 
     def flush(self) -> None:
         """fdatasync. After a failure every later flush fails too.
@@ -261,6 +278,7 @@ class FileNode(Node):
         except OSError as error:
             raise IoError.from_os(error, "truncate", self.filename, size) from None
         self.size = size
+        self._forget_data()
 
     def _preallocate(self, start: int, end: int, mode: str) -> None:
         try:
@@ -291,11 +309,19 @@ class FileNode(Node):
     # --- where bytes live -----------------------------------------------------------------------
 
     def map(self, offset: int, length: int) -> Mapped:
-        """DATA or a hole (ZERO), as the file system tells."""
+        """DATA or a hole (ZERO), as the file system tells.
+
+        What it has told of data is believed until this node makes a hole: another program's may be
+        taken for data that reads as zeroes.
+        """
         if offset >= self.size:
             return ZERO, length, None, offset
+        start, end = self._known_data
+        if start <= offset < end:
+            return DATA, min(length, end - offset), None, offset
         if not self._has_holes or self.is_device:
             return DATA, min(length, self.size - offset), None, offset
+        made = self._holes_made
         try:
             start = os.lseek(self.descriptor, offset, os.SEEK_DATA)
             if start > offset:
@@ -306,7 +332,10 @@ class FileNode(Node):
                 return ZERO, length, None, offset
             self._has_holes = False
             return DATA, min(length, self.size - offset), None, offset
-        return DATA, max(1, min(length, end - offset)), None, offset
+        end = max(end, offset + 1)
+        if made == self._holes_made:
+            self._known_data = offset, min(end, self.size)
+        return DATA, min(length, end - offset), None, offset
 
     # --- life -----------------------------------------------------------------------------------
 
