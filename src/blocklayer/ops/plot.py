@@ -19,6 +19,7 @@ from blocklayer.core.opening import FilenameLike
 from blocklayer.core.trust import printable
 from blocklayer.ops.map import map_disk, part_of
 from blocklayer.ops.open_image import leaves, open_disk
+from blocklayer.ops.plot_letters import Letters
 from blocklayer.ops.survey import COLUMNS, LAYERS_MAX, Survey, survey
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -101,7 +102,7 @@ def _save(found: Survey, title: str, path: str, kind: str) -> None:
 
     import matplotlib as mpl
 
-    settings = {
+    settings: dict[str, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "blocklayer",
         "text.parse_math": False,
@@ -109,10 +110,14 @@ def _save(found: Survey, title: str, path: str, kind: str) -> None:
         "axes.edgecolor": "#5b6470",
         "axes.linewidth": 0.6,
     }
+    names = [os.path.basename(each) for each in (title, *(f.name for f in found.files.values()))]
+    # Who looks at an SVG has fonts of their own: names are texts in it.
+    letters = Letters(() if kind == "svg" else map(printable, names))
+    settings["font.family"] = letters.families
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with mpl.rc_context(settings), warnings.catch_warnings():  # type: ignore[arg-type, unused-ignore]
         warnings.simplefilter("ignore")  # of names that the font has no letters for
-        figure = draw(found, title)
+        figure = draw(found, title, letters)
         try:
             # In a directory of its own, beside the target: it has a mode as any new file has.
             with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or ".") as directory:
@@ -123,7 +128,7 @@ def _save(found: Survey, title: str, path: str, kind: str) -> None:
             raise InvalidArgument(f"Cannot draw '{path}': {error.strerror or error}") from None
 
 
-def draw(found: Survey, title: str) -> Figure:
+def draw(found: Survey, title: str, letters: Letters) -> Figure:
     """The whole picture."""
     from matplotlib.figure import Figure
 
@@ -134,15 +139,15 @@ def draw(found: Survey, title: str) -> Figure:
     top = figure.add_subplot(grid[0])
     _draw_map(top, found)
     for place, depth in enumerate(shown, 1):
-        _draw_file(figure.add_subplot(grid[place]), found, depth, last=place == len(shown))
+        _draw_file(figure.add_subplot(grid[place]), found, depth, letters, last=place == len(shown))
     if not shown:
         figure.add_subplot(grid[1]).set_axis_off()
     size = found.end - found.start
     part = f" from {format_size(found.start)}" if found.start else ""
     figure.legend(
-        title=f"{_short(title)}: {format_size(size)}{part}",
+        title=f"{_short(title, letters)}: {format_size(size)}{part}",
         title_fontproperties={"size": 14, "weight": "bold"},
-        handles=_legend(found),
+        handles=_legend(found, letters),
         loc="outside upper center",
         ncols=2,
         frameon=False,
@@ -157,7 +162,7 @@ def colour_of(kind: int) -> str:
     return COLOURS[min(kind, LAYERS_MAX - 1)]
 
 
-def _legend(found: Survey) -> list[Any]:
+def _legend(found: Survey, letters: Letters) -> list[Any]:
     from matplotlib.patches import Patch
 
     size = max(1, found.end - found.start)
@@ -165,7 +170,7 @@ def _legend(found: Survey) -> list[Any]:
     for kind in (*found.depths, -1, -2):
         count = found.bytes_of(kind)
         if kind >= 0:
-            what = f"data in layer {kind}, {_short(found.files[kind].name)}"
+            what = f"data in layer {kind}, {_short(found.files[kind].name, letters)}"
         else:
             what = "zeroes, known without reading" if kind == -1 else "hole: in no layer"
         label = f"{what}: {format_size(count)} ({count * 100 / size:.1f} %)"
@@ -173,8 +178,8 @@ def _legend(found: Survey) -> list[Any]:
     return entries
 
 
-def _short(name: str, limit: int = 48) -> str:
-    text = printable(os.path.basename(name)) or "?"
+def _short(name: str, letters: Letters, limit: int = 48) -> str:
+    text = letters.writable(printable(os.path.basename(name))) or "?"
     return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 2 + 1 :]}"
 
 
@@ -221,7 +226,7 @@ def cells(found: Survey) -> Any:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _draw_file(axes: Axes, found: Survey, depth: int, *, last: bool) -> None:
+def _draw_file(axes: Axes, found: Survey, depth: int, letters: Letters, *, last: bool) -> None:
     """Where in a layer's file the data of the disk lies."""
     import numpy
     from matplotlib.collections import LineCollection
@@ -241,7 +246,7 @@ def _draw_file(axes: Axes, found: Survey, depth: int, *, last: bool) -> None:
     axes.grid(alpha=0.25, lw=0.5)
     pieces = file.fragments
     axes.set_title(
-        f"Layer {depth}, {_short(file.name)}: {format_size(file.placed)} in {pieces}"
+        f"Layer {depth}, {_short(file.name, letters)}: {format_size(file.placed)} in {pieces}"
         f" {'fragment' if pieces == 1 else 'fragments'}",
         loc="left",
         fontsize=10,
