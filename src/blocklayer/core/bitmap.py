@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any
 
 from blocklayer.base.align import is_power_of_two
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.units import GiB, KiB
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any
 
 GRANULARITY_MIN = 512
 GRANULARITY_MAX = 2 * GiB

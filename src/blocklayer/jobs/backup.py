@@ -15,7 +15,6 @@ The target may be an overlay of the source, and be read meanwhile: see `fleecing
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.buffers import Vector
 from blocklayer.base.errors import InvalidArgument, NotSupported
@@ -31,7 +30,10 @@ from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.job_filter import JobFilter
 from blocklayer.jobs.mirror_engine import READ, IoFailed, Moved
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any
+
     from blocklayer.core.graph import Graph
     from blocklayer.core.node import Node
     from blocklayer.jobs.manager import Jobs

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.identity import is_same_file
 from blocklayer.core.opening import backing_path
 from blocklayer.core.permissions import READ
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

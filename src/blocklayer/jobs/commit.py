@@ -9,8 +9,6 @@ intermediate  from a layer further down: ends by itself, and the layer above it 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.units import MiB
 from blocklayer.core.graph_edges import skip_filters
@@ -21,7 +19,10 @@ from blocklayer.jobs.copying import CopyingJob
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.mirror import BACKGROUND, MirrorJob
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any
+
     from blocklayer.base.extent import Row
     from blocklayer.core.graph import Graph
     from blocklayer.core.graph_disk import GraphDisk

@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.align import align_up
 from blocklayer.base.errors import BlocklayerError, Closed
@@ -26,7 +25,10 @@ from blocklayer.jobs.mirror_engine import READ, SMALL_EXTENT, Engine, IoFailed, 
 from blocklayer.jobs.pace import Courtesy
 from blocklayer.jobs.workers import EarlyFlush, Workers
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any
+
     from blocklayer.base.extent import Row
     from blocklayer.core.graph import Graph
     from blocklayer.core.graph_disk import GraphDisk
@@ -130,7 +132,7 @@ class CopyingJob(Job):
         self._step_bytes = max(min(STEP_BYTES, buffer), self.engine.granularity)
         name = f"blocklayer-{self.id}"
         count = max(1, min(WORKERS, buffer // self._step_bytes))
-        self._workers: Workers[Step] = Workers(name, count, self._step_bytes, self._take_step)
+        self._workers = Workers(name, count, self._step_bytes, self._take_step)
         self._early = EarlyFlush(
             f"{name}-flush",
             every=WRITEBACK_BYTES,

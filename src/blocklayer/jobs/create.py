@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, NotSupported
 from blocklayer.base.options import OptionTree
 from blocklayer.core import drivers
 from blocklayer.jobs.job import Job
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any
+
     from blocklayer.core.graph import Graph
     from blocklayer.core.node import Node
     from blocklayer.jobs.manager import Jobs

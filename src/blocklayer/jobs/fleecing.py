@@ -9,7 +9,6 @@ backup with ``sync=none`` moves only what guests overwrite, and clients pull the
 from __future__ import annotations
 
 from threading import get_ident
-from typing import TYPE_CHECKING
 
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.filter import FilterNode
@@ -17,6 +16,7 @@ from blocklayer.core.graph_edges import backing_of, skip_filters
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.point_in_time import PointInTime
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from blocklayer.core.graph import Graph
     from blocklayer.jobs.mirror_engine import Engine

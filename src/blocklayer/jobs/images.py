@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.align import align_up
 from blocklayer.base.errors import BlocklayerError, Cancelled, InvalidArgument
@@ -22,7 +21,10 @@ from blocklayer.ops.convert import refuse_part_of
 from blocklayer.ops.create import create, remove
 from blocklayer.ops.told import tell_of_target
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any
+
     from blocklayer.core.trust import Trust
     from blocklayer.jobs.job import Job
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
-from typing import Any, ClassVar
 
 from blocklayer.base.errors import BlocklayerError, InvalidArgument
 from blocklayer.jobs import states
@@ -20,6 +19,10 @@ from blocklayer.jobs.errors import JobCancelled, WrongState, job_error
 from blocklayer.jobs.manager import Jobs
 from blocklayer.jobs.pace import SpeedLimit
 from blocklayer.jobs.transaction import JobTransaction
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
 
 REPORT, IGNORE, STOP, ENOSPC, AUTO = "report", "ignore", "stop", "enospc", "auto"
 POLICIES = (REPORT, IGNORE, ENOSPC, STOP, AUTO)

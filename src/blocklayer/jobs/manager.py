@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.graph_options import is_well_formed
 from blocklayer.jobs.errors import JobNotFound
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
     from blocklayer.jobs.job import Job
 
-Listener = Callable[[str, dict[str, Any]], None]
+Listener: TypeAlias = "Callable[[str, dict[str, Any]], None]"
 """(event name, data) as QMP has them. Called in the order of the events, with the lock held: it may
 note what it hears, and must not wait for anybody."""
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.align import is_power_of_two
 from blocklayer.base.errors import InvalidArgument
@@ -28,7 +27,10 @@ from blocklayer.jobs.errors import JobCancelled, WrongState
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.mirror_filter import MirrorFilter
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any
+
     from blocklayer.core.graph import Graph
     from blocklayer.core.node import Node
     from blocklayer.jobs.manager import Jobs

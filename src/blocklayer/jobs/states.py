@@ -10,7 +10,10 @@ any of these -> aborting -> concluded -> null                        it fails, o
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from typing import Final
+
 
 UNDEFINED: Final = "undefined"
 CREATED: Final = "created"

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from blocklayer.base.errors import BlocklayerError, InvalidArgument
 from blocklayer.base.units import MiB
 from blocklayer.core import io as core_io
@@ -13,7 +11,10 @@ from blocklayer.core.node import FormatNode
 from blocklayer.jobs import chains
 from blocklayer.jobs.job import IGNORE, REPORT, Job, check_policy
 
+TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from typing import Any
+
     from blocklayer.base.extent import Row
     from blocklayer.core.graph import Graph
     from blocklayer.core.graph_disk import GraphDisk

@@ -6,12 +6,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Generic, TypeVar
 
-Step = TypeVar("Step")
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.jobs.copying import Step
 
 
-class Workers(Generic[Step]):
+class Workers:
     """Runs `action(step, buffer)` in threads that are started when they are needed.
 
     Not more steps are in flight than there are threads; each thread has a buffer of its own. The
