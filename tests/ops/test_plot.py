@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import sys
@@ -345,5 +346,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     path, target = str(image(tmp_path)), tmp_path / "map.svg"
     assert main(["map", "--plot", str(target), "-s", "1M", path]) == 0
     assert "from 1 MiB" in target.read_text("utf-8")
+    assert capsys.readouterr().out == ""
+    assert main(["map", "--plot", str(target), "--output=json", "-s", "1M", path]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "filename": str(target),
+        "start": MiB,
+        "length": SIZE - MiB,
+        "layers": [
+            {"depth": 0, "filename": path, "data": 3 * MiB},
+            {"depth": 1, "filename": str(tmp_path / "below.qed"), "data": 4 * MiB},
+        ],
+        "zero": MiB,
+        "hole": 7 * MiB,
+    }
     assert main(["map", "--plot", str(tmp_path / "map.txt"), path]) == 1
     assert "Cannot draw" in capsys.readouterr().err

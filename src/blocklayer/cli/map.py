@@ -9,6 +9,7 @@ from blocklayer.base.errors import BlocklayerError
 from blocklayer.cli.failures import Failure
 from blocklayer.cli.getopt import Option
 from blocklayer.cli.numbers import size_argument
+from blocklayer.cli.output import print_result
 from blocklayer.cli.parsing import (
     ALLOW,
     FORCE_SHARE,
@@ -49,7 +50,8 @@ COMMAND = Command(
     details=(
         "For people, ranges with data are listed, with the file they are in. For programs"
         " (--output=json) all ranges are: where they begin, how deep in the chain they are,"
-        " whether they read as zeroes, and their offset in the file."
+        " whether they read as zeroes, and their offset in the file. With --plot a picture is made"
+        " of them instead, and --output=json tells what was drawn."
     ),
     examples=(
         ("map disk.qed", "Where is data?"),
@@ -98,10 +100,11 @@ def _plot(
 ) -> int:
     from blocklayer.ops.plot import plot
 
+    target = arguments.last("plot")
     with Running(arguments) as running:
-        plot(
+        drawn = plot(
             name,
-            arguments.last("plot"),
+            target,
             format=format_name,
             offset=start,
             length=length,
@@ -110,6 +113,13 @@ def _plot(
             progress=running.report,
             cancel=running.cancel,
         )
+    layers = [
+        {"depth": depth, "filename": filename, "data": data}
+        for depth, filename, data in drawn.layers
+    ]
+    members = {"filename": target, "start": drawn.start, "length": drawn.length}
+    members |= {"layers": layers, "zero": drawn.zero, "hole": drawn.hole}
+    print_result(arguments, members)
     return 0
 
 

@@ -12,6 +12,7 @@ import os
 
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.progress import CancelToken, ProgressCallback
+from blocklayer.base.record import Record
 from blocklayer.base.units import format_size
 from blocklayer.core.disk import Disk
 from blocklayer.core.identity import is_file_of
@@ -43,6 +44,19 @@ LINES_MAX = 4000
 """Lines in a diagram of an SVG: more than that become one picture."""
 
 
+class PlotResult(Record, frozen=True):
+    """What was drawn, in bytes: the part of the disk; zeroes, and what no layer has.
+
+    layers  those that have data, the top first: (depth, file, bytes of data)
+    """
+
+    start: int
+    length: int
+    layers: tuple[tuple[int, str, int], ...]
+    zero: int
+    hole: int
+
+
 def plot(
     name: FilenameLike,
     target: str | os.PathLike[str],
@@ -54,7 +68,7 @@ def plot(
     trust: Trust | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelToken | None = None,
-) -> None:
+) -> PlotResult:
     """Draw the map of an image into `target`: a ``.png``, ``.svg`` or ``.pdf`` file.
 
     Raises `NotSupported` where matplotlib is not installed, `InvalidArgument`, `OpenError`,
@@ -74,6 +88,9 @@ def plot(
     first = found.files[0].name if 0 in found.files else "image"
     shown = name if isinstance(name, str | os.PathLike) else first
     _save(found, os.path.basename(os.fspath(shown)), path, kind)
+    files = found.files
+    layers = tuple((depth, files[depth].name, files[depth].data) for depth in found.depths)
+    return PlotResult(start, end - start, layers, found.bytes_of(-1), found.bytes_of(-2))
 
 
 def _require_library() -> None:
