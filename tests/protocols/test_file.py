@@ -23,7 +23,7 @@ from blocklayer.core.io import zero_range
 from blocklayer.core.node import ALLOCATE, UNMAP, Node
 from blocklayer.core.opening import CacheMode, Opener, OpenFlags
 from blocklayer.core.padding import Padded
-from blocklayer.protocols import file_io
+from blocklayer.protocols import file_io, file_zero
 from blocklayer.protocols.file import IOV_MAX, FileNode
 from blocklayer.testing.exercise import Exercise
 from blocklayer.testing.model import ModelDisk
@@ -395,6 +395,31 @@ def test_preallocation_that_fails_gives_its_space_back(
         with pytest.raises(IoError, match=r"preallocate failed.*No space left on device"):
             node.truncate(2 * MiB, "falloc")
     assert node.size == path.stat().st_size == MiB
+
+
+def test_a_disk_that_is_too_small_is_not_filled_first(
+    node: FileNode, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written before there is space for all of it."""
+    free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
+    with monkeypatch.context() as patch:
+        patch.setattr(file_zero, "write_zeroes", lambda *_: pytest.fail("something was written"))
+        with pytest.raises(IoError, match=r"preallocate failed"):
+            node.truncate(4 * free + 2**50, "full")
+    assert node.size == path.stat().st_size == MiB
+
+
+def test_all_of_it_is_written_where_no_space_can_be_set_aside(
+    node: FileNode, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_zero, "_fallocate", refuse)
+        node.truncate(2 * MiB, "full")
+    assert path.stat().st_blocks * 512 >= MiB
+    assert read(node, MiB, MiB) == bytes(MiB)
 
 
 # --- O_DIRECT ---

@@ -285,6 +285,7 @@ class FileNode(Node):
             if mode == "falloc":
                 os.posix_fallocate(self.descriptor, start, end - start)
                 return
+            file_zero.set_aside(self.descriptor, start, end - start)
         except (OSError, AttributeError) as error:
             reason = error if isinstance(error, OSError) else OSError(errno.ENOTSUP, str(error))
             self._undo_growth(start)

@@ -79,6 +79,18 @@ def _try(
     return True
 
 
+def set_aside(descriptor: int, offset: int, length: int) -> None:
+    """Have space for what is to be written, where the file system can do that. Raises `OSError`.
+
+    A disk that is too small is noticed before it is full.
+    """
+    try:
+        _fallocate(descriptor, 0, offset, length)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+
+
 def zero(
     descriptor: int, filename: str, offset: int, length: int, flags: int, abilities: Abilities
 ) -> None:
