@@ -171,6 +171,21 @@ def test_names_given_to_io_are_paths(
         assert "is no path" in printed.err + printed.out, line
 
 
+def test_a_backing_file_is_named_by_a_path(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its format is not found out by looking at it."""
+    monkeypatch.chdir(folder)
+    name = 'json:{"driver":"raw","file":{"driver":"file","filename":"../secret"}}'
+    assert main(["create", "--untrusted", "-f", "qed", "-b", name, "-F", "raw", "new"]) == 1
+    assert "is no path" in capsys.readouterr().err
+    assert main(["create", "--untrusted", "-f", "qed", "-b", name, "new"]) == 1
+    told = capsys.readouterr().err
+    assert "without backing format" in told
+    assert "Detected" not in told
+    assert not (folder / "new").exists()
+
+
 def test_a_commit_writes_to_the_file_that_was_found(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

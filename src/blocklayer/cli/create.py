@@ -112,7 +112,7 @@ def _create(
     if backing == "":
         raise Failure("Expected backing file name, got empty string")
     if backing is not None and backing_format is None:
-        _refuse_to_guess(filename, backing, look="u" not in arguments)
+        _refuse_to_guess(filename, backing, look=not {"u", "untrusted"} & {*arguments.order})
     return create(
         filename,
         format=format_name,
