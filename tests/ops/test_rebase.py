@@ -305,8 +305,9 @@ def test_images_without_backing_files(tmp_path: Path, rng: random.Random) -> Non
 def test_an_image_cannot_lie_below_itself(tmp_path: Path, rng: random.Random) -> None:
     layers = chain(tmp_path, rng, 50000, 60000, 70000, bottom="qed")
     for layer in layers:
-        with unchanged(tmp_path), pytest.raises((OpenError, ChainError)):
-            blocklayer.rebase(layer.path, layers[-1].path.name)
+        for force_share in (False, True):
+            with unchanged(tmp_path), pytest.raises((OpenError, ChainError)):
+                blocklayer.rebase(layer.path, layers[-1].path.name, force_share=force_share)
 
 
 def test_files_that_are_missing_or_in_use(tmp_path: Path, rng: random.Random) -> None:

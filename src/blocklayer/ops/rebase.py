@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import is_zero
-from blocklayer.base.errors import NotSupported
+from blocklayer.base.errors import ChainError, NotSupported
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.units import MiB
 from blocklayer.core.disk import Disk
+from blocklayer.core.identity import file_identity
 from blocklayer.core.node import FormatNode
 from blocklayer.core.opening import FilenameLike, backing_path
 from blocklayer.ops.compare_contents import zip_extents
@@ -66,6 +67,7 @@ def rebase(
                     )
                 )
                 backing_format = backing_format or below.format
+                _refuse_loop(node, below, path)
             if not unsafe:
                 with told(
                     f"'{node.filename}' has the backing file it had, and shows the same:"
@@ -74,6 +76,13 @@ def rebase(
                     _copy_differences(disk, below, Reporter("rebase", disk.size, progress, cancel))
                     disk.flush()
         node.change_backing(wanted, backing_format)
+
+
+def _refuse_loop(top: FormatNode, below: Disk, name: str) -> None:
+    """An image cannot lie below itself. Its lock tells, but not with `force_share`."""
+    own = file_identity(top)
+    if own is not None and any(file_identity(leaf) == own for leaf in leaves(below.node)):
+        raise ChainError(f"Backing file '{name}' creates an infinite loop.", name)
 
 
 def _copy_differences(disk: Disk, below: Disk | None, reporter: Reporter) -> None:
