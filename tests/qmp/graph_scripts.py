@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.qmp.job_scripts import qed, raw, status
+from tests.qmp.job_scripts import qed, raw, status, wait
 from tests.qmp.scripts import Step, action, file, null, step, unix
 
 SERVER = step("nbd-server-start", addr=unix("nbd.sock"))
@@ -250,7 +250,40 @@ INTERNAL_SNAPSHOTS = [
     step("query-named-block-nodes", flat=True),
 ]  # fmt: skip
 
+SHARED_LAYERS = [
+    SERVER,
+    step("blockdev-create", job_id="f",
+         options={"driver": "file", "filename": "z.qed", "size": 0}),
+    status("f", "concluded"),
+    step("job-dismiss", id="f"),
+    step("blockdev-add", **file("z.qed", "fz")),
+    step("blockdev-create", job_id="q", options={"driver": "qed", "file": "fz", "size": 1 << 20}),
+    status("q", "concluded"),
+    step("job-dismiss", id="q"),
+    raw("base.raw", "a"),
+    qed("top.qed", "b", backing="a"),
+    qed("t.qed", "s", backing="b"),
+    step("blockdev-add", driver="qed", node_name="z", file="fz", backing="b"),
+    export("es", "s", writable=True),
+    export("ez", "z"),
+    step("block-commit", job_id="j", device="s", base_node="a"),
+    step("block-export-del", id="ez"),
+    step("block-commit", job_id="j", device="s", base_node="a"),
+    wait("BLOCK_JOB_READY", device="j"),
+    export("ez", "z"),
+    step("job-cancel", id="j"),
+    status("j", "null"),
+    export("ez", "z"),
+    step("block-export-del", id="ez"),
+    step("block-commit", job_id="j", device="s", base_node="b"),
+    wait("BLOCK_JOB_READY", device="j"),
+    step("block-job-complete", device="j"),
+    status("j", "null"),
+    step("query-block-exports"),
+]  # fmt: skip
+
 GRAPH_SCRIPTS = {
+    "shared layers": SHARED_LAYERS,
     "fleecing": FLEECING,
     "backup targets": BACKUP_TARGETS,
     "writers below": WRITERS_BELOW,

@@ -22,6 +22,9 @@ class FilterNode(Node):
     sees_every_write: ClassVar[bool] = False
     """Whether nobody may write to the child past this node."""
 
+    reads_itself: ClassVar[bool] = False
+    """Whether it reads the child when nobody above asks."""
+
     def __init__(self, child: Node, *, role: str = "file") -> None:
         super().__init__(child.filename, read_only=child.read_only)
         self.child = child

@@ -20,6 +20,7 @@ from blocklayer.base.options import OptionTree
 from blocklayer.core import graph_edges as edges
 from blocklayer.core import graph_uses
 from blocklayer.core.disk import Disk
+from blocklayer.core.filter import FilterNode
 from blocklayer.core.graph_disk import CountingGraphDisk, GraphDisk, PlainGraphDisk
 from blocklayer.core.graph_options import Builder, Built, Settings, check_name
 from blocklayer.core.node import FormatNode, Node
@@ -39,6 +40,8 @@ class Entry:
     settings  discard, detect-zeroes … of disks on it
     disks     those that are on it now
     blocked   why it cannot be removed or used by other jobs, by who says so
+    vouched_by  jobs that see to it that what reads through this image finds the same as ever,
+                while they change what lies below it
     """
 
     def __init__(self, name: str, node: Node, settings: Settings, *, owned: bool) -> None:
@@ -48,6 +51,7 @@ class Entry:
         self.owned = owned
         self.disks: list[GraphDisk] = []
         self.blocked: dict[object, str] = {}
+        self.vouched_by: set[object] = set()
 
     def __repr__(self) -> str:
         return f"<Entry {self.name} {self.node.driver}>"
@@ -290,6 +294,15 @@ class Graph:
             if owner is not but:
                 raise InvalidArgument(f"Node '{entry.name}' is busy: {reason}")
 
+    def vouch(self, node: Node, owner: object) -> None:
+        """`owner` (a job) changes what a node lies over, and not what is read through the node."""
+        self.entry(node).vouched_by.add(owner)
+
+    def vouch_no_more(self, owner: object) -> None:
+        """Undo every `vouch` of an owner."""
+        for entry in self.named():
+            entry.vouched_by.discard(owner)
+
     # --- disks ----------------------------------------------------------------------------------
 
     def open_disk(
@@ -304,7 +317,6 @@ class Graph:
         follows: bool = True,
         stats: bool = False,
         writethrough: bool | None = None,
-        trusted: bool = False,
     ) -> GraphDisk:
         """A disk on a node, until its `close`, which leaves the node open.
 
@@ -313,7 +325,6 @@ class Graph:
         shares    what others may do meanwhile (`core/permissions`)
         follows   whether `replace` takes it to the new node; a job's own disks stay
         stats     count requests: the disk has `stats`
-        trusted   whoever asks knows that it disturbs nobody: a commit writes below an overlay
         """
         with self._changing:
             entry = self.entry(name_or_node)
@@ -323,8 +334,7 @@ class Graph:
                 raise ReadOnly(f"Block node is read-only: '{entry.name}'")
             needs = {READ, *([WRITE] if writable else []), *([RESIZE] if resizes else [])}
             use = Use(user, role, frozenset(needs), shares)
-            if not trusted:
-                graph_uses.require_use(self, entry.node, use)
+            graph_uses.require_use(self, entry.node, use)
             kind = CountingGraphDisk if stats else PlainGraphDisk
             disk: GraphDisk = kind(self, entry, use, follows=follows, writethrough=writethrough)
             entry.disks.append(disk)
@@ -429,6 +439,8 @@ class Graph:
         with self.drained(below):
             if name is not None:
                 self.check_new_name(name)
+            if isinstance(node, FilterNode) and node.reads_itself:
+                graph_uses.require_use(self, below, Use("a filter", "file"))
             settings = self.entry(below).settings
             self._note(name, node, settings, owned=True)
             self.replace(below, node)

@@ -13,7 +13,7 @@ from blocklayer.base.record import Record
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.padding import Padded
-from blocklayer.core.permissions import ALL, READ, RESIZE, WRITE, Use
+from blocklayer.core.permissions import ALL, READ, READING, RESIZE, WRITE, Use
 from blocklayer.core.point_in_time import PointInTime
 
 
@@ -108,14 +108,18 @@ def use_of(edge: Edge, who: str, above: Sequence[Use]) -> Use:
     if passes_on(edge):
         needs = frozenset[str]().union(*(use.needs for use in above))
         shares = ALL.intersection(*(use.shares for use in above))
-        if isinstance(edge.parent, FilterNode) and edge.parent.sees_every_write:
-            shares -= {WRITE, RESIZE}
+        if isinstance(edge.parent, FilterNode):
+            needs |= {READ} if edge.parent.reads_itself else frozenset()
+            shares -= {WRITE, RESIZE} if edge.parent.sees_every_write else frozenset()
         return Use(who, edge.role, needs, shares)
     if edge.role == "target":  # what a job's filter has for its job, which has a disk there
         return Use(who, edge.role, frozenset(), ALL)
     if edge.role == "backing":
+        is_read = any(READ in use.needs for use in above)
         may_change = all(WRITE in use.shares for use in above)
-        return Use(who, edge.role, frozenset({READ}), ALL if may_change else frozenset({READ}))
+        return Use(
+            who, edge.role, READING if is_read else frozenset(), ALL if may_change else READING
+        )
     if edge.parent.read_only:
-        return Use(who, edge.role, frozenset({READ}), frozenset({READ}))
-    return Use(who, edge.role, frozenset({READ, WRITE, RESIZE}), frozenset({READ}))
+        return Use(who, edge.role, frozenset({READ}), READING)
+    return Use(who, edge.role, frozenset({READ, WRITE, RESIZE}), READING)

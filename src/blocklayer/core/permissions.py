@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from typing import Final
 
 READ: Final = "consistent read"
+LIE_OVER: Final = "consistent backing"
+"""Being an image over the node: somebody who reads it may mind less that it changes."""
 WRITE: Final = "write"
 RESIZE: Final = "resize"
-ALL: Final = frozenset({READ, WRITE, RESIZE})
+ALL: Final = frozenset({READ, LIE_OVER, WRITE, RESIZE})
+READING: Final = frozenset({READ, LIE_OVER})
 
 
 class Use(Record, frozen=True):
@@ -39,7 +42,8 @@ def require_compatible(name: str, uses: list[Use], new: Use) -> None:
         for asks, refuses in ((other, new), (new, other)):
             wanted = asks.needs - refuses.shares
             if wanted:
-                listed = ", ".join(each for each in (READ, WRITE, RESIZE) if each in wanted)
+                kept = (READ, WRITE, RESIZE) if READ in wanted else (LIE_OVER, WRITE, RESIZE)
+                listed = ", ".join(each for each in kept if each in wanted)
                 raise InvalidArgument(
                     f"Permission conflict on node '{name}': permissions '{listed}' are both"
                     f" required by {asks.who} (uses node '{name}' as '{asks.role}' child) and"

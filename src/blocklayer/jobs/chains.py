@@ -6,7 +6,7 @@ from __future__ import annotations
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.identity import is_same_file
 from blocklayer.core.opening import backing_path
-from blocklayer.core.permissions import READ
+from blocklayer.core.permissions import READING
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -42,10 +42,16 @@ def find_file(chain: list[Node], name: str) -> Node | None:
     return None
 
 
-def hold(graph: Graph, layers: Iterable[Node], user: str, held: list[GraphDisk]) -> None:
+def hold(
+    graph: Graph,
+    layers: Iterable[Node],
+    user: str,
+    held: list[GraphDisk],
+    shares: frozenset[str] = READING,
+) -> None:
     """Nobody writes to the layers until what was added to `held` is closed.
 
-    Raises `InvalidArgument` if somebody does.
+    Raises `InvalidArgument` if somebody does, or does what else is not shared.
     """
     for layer in layers:
         held.append(
@@ -53,7 +59,7 @@ def hold(graph: Graph, layers: Iterable[Node], user: str, held: list[GraphDisk])
                 layer,
                 user=user,
                 role="intermediate node",
-                shares=frozenset({READ}),
+                shares=shares,
                 follows=False,
             )
         )

@@ -45,11 +45,17 @@ class _IntoBase(CopyingJob):
         super().__init__(*arguments)
 
     def open_target(self, node: Node) -> GraphDisk:
-        """The base, which may be read-only until now, and may have to grow."""
+        """The base, which may be read-only until now, and may have to grow.
+
+        Who reads through the layers finds the same as ever; but not who begins further down, in
+        another chain over the base or over a layer in between: those must have no other users.
+        """
         for layer in self.options["layers"]:
             self.graph.block(layer, self, self.busy)
+            self.graph.vouch(layer, self)
         user = f"commit job '{self.id}'"
-        chains.hold(self.graph, [*self.options["held"], node], user, self._held)
+        chains.hold(self.graph, self.options["held"], user, self._held)
+        chains.hold(self.graph, self.options["between"], user, self._held, frozenset())
         self._was_read_only = node.read_only
         if node.read_only:
             node.reopen(read_only=False)
@@ -61,7 +67,6 @@ class _IntoBase(CopyingJob):
             role="target",
             shares=frozenset({READ}),
             follows=False,
-            trusted=True,
         )
 
     def clean(self) -> None:
@@ -69,6 +74,7 @@ class _IntoBase(CopyingJob):
         for disk in self._held:
             disk.close()
         super().clean()
+        self.graph.vouch_no_more(self)
 
     def grow_base(self) -> None:
         """The base must have room for everything."""
@@ -199,7 +205,8 @@ def start(
     options: dict[str, Any] = {
         "target": last,
         "layers": chain[at:end],
-        "held": [layer for layer in chain[at:end] if layer is not skip_filters(active)],
+        "held": [] if first is skip_filters(active) else [first],
+        "between": chain[at + 1 : end],
         "depth": end - at,
         "sync": "top",
         "replaces": None,

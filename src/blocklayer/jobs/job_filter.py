@@ -17,6 +17,8 @@ from blocklayer.core.node import Inline, Node
 class JobFilter(FilterNode):
     """Passes requests on, and lets its job see them."""
 
+    reads_itself = True  # for its job, which has no disk there
+
     def __init__(self, child: Node, busy: str) -> None:
         super().__init__(child)
         self._busy = busy
