@@ -76,9 +76,17 @@ class BackupJob(CopyingJob):
 
     type = "backup"
     target_shares = frozenset({OTHERS_READ, OTHERS_WRITE})
+    _has_bitmap = False
+    """Nobody else may change the bitmap: from when the job is made, so in a transaction as well."""
     _saved: Bitmap | None = None
     """What the bitmap held when the job began."""
     _fleecing: Fleecing | None = None
+
+    def _set_up(self) -> None:
+        super()._set_up()
+        bitmap: DirtyBitmap | None = self.options["bitmap_object"]
+        if bitmap is not None:
+            self._has_bitmap = bitmap.busy = True
 
     def make_filter(self) -> BeforeWriteFilter:
         """Sees guests' writes."""
@@ -86,7 +94,7 @@ class BackupJob(CopyingJob):
         return BeforeWriteFilter(self.source, self, f"Node '{name}' is busy: {self.busy}")
 
     def enter(self) -> None:
-        """The moment that is kept: the bitmap is taken, and everything after it is new."""
+        """The moment that is kept: what the bitmap holds is taken, everything after it is new."""
         with self.graph.drained(self.source):
             super().enter()  # what may fail comes first
             if self.options["layer"] is not None:
@@ -97,7 +105,6 @@ class BackupJob(CopyingJob):
             if bitmap is not None:
                 self._saved = Bitmap(bitmap.size, bitmap.granularity)
                 self._saved.merge(bitmap)
-                bitmap.busy = True
                 if self.options["bitmap_mode"] != "never":
                     bitmap.clear()
             if sync in ("incremental", "bitmap"):
@@ -214,9 +221,8 @@ class BackupJob(CopyingJob):
         self._release_bitmap()
 
     def _release_bitmap(self) -> None:
-        bitmap = self.options["bitmap_object"]
-        if bitmap is not None and self._saved is not None:
-            bitmap.busy = False
+        if self._has_bitmap:
+            self.options["bitmap_object"].busy = self._has_bitmap = False
 
 
 def start(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from blocklayer.jobs.transaction import JobTransaction
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 FAMILY = Family("Transactions")
 
 Undo = Callable[[], None]
+
+_SNAPSHOTS = (schema.TakeSnapshot, schema.TakeSnapshotSync)
 
 
 def _abort(context: Context, arguments: Any) -> Undo:
@@ -68,12 +69,7 @@ def transaction(context: Context, arguments: schema.Transaction) -> None:
                 # This thread's own requests do not wait for the drain that it has begun.
                 drained.enter_context(node.tracker.calling_out())
             _carry_out(context, arguments.actions, JobTransaction() if grouped else None, jobs)
-            for job in jobs:
-                job.start()
     except BaseException:
-        for job in jobs:
-            with job.changed:
-                job.cancel_with_group()
         for job in jobs:
             job.wait()  # what was cancelled is undone in its own thread, as soon as it may
         raise
@@ -84,25 +80,32 @@ def transaction(context: Context, arguments: schema.Transaction) -> None:
 def _carry_out(
     context: Context, actions: list[Any], group: JobTransaction | None, jobs: list[Job]
 ) -> None:
-    """Do all, or nothing; the jobs are to be started."""
-    done: list[Undo] = []
+    """Do all, or nothing; the jobs begin when all else is done."""
+    done: list[tuple[Any, Undo]] = []
+    started: list[Job] = []
     try:
         for action in actions:
             if isinstance(action, schema.Backup):
                 # A group of its own, if not all together: so it does not start by itself.
-                job = blockjobs.begin_backup(context, action.data, group or JobTransaction())
-                jobs.append(job)
-                done.append(partial(job.cancel, force=True))
+                jobs.append(blockjobs.begin_backup(context, action.data, group or JobTransaction()))
             elif isinstance(action, schema.BackupDrive):
                 job, forget = blockjobs.begin_drive_backup(
                     context, action.data, group or JobTransaction()
                 )
                 jobs.append(job)
-                done += [forget, partial(job.cancel, force=True)]
+                done.append((action, forget))
             else:
-                done.append(_ACTIONS[type(action)](context, action.data))
+                done.append((action, _ACTIONS[type(action)](context, action.data)))
+        for job in jobs:
+            job.start()
+            started.append(job)
     except BaseException as error:
-        for undo in reversed(done):
+        for job in jobs:
+            with job.changed:
+                job.cancel_with_group()
+        # A job that has begun ends when others may run: until then it stands on the snapshot.
+        kept = _SNAPSHOTS if started else ()
+        for undo in [undo for action, undo in reversed(done) if not isinstance(action, kept)]:
             try:
                 undo()
             except Exception as failure:  # the others are to be undone all the same

@@ -1,0 +1,129 @@
+"""Transactions whose actions are about the same things: all of them, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.qmp.daemons import Conversation, conversation
+
+MIB = 1 << 20
+BUSY = "Bitmap 'bm' is currently in use by another operation and cannot be used"
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Iterator[Conversation]:
+    """Nodes s and t; 64 KiB of s are marked in bm, others in `other`."""
+    with conversation(tmp_path) as talk:
+        for name in ("s", "t", "u", "v"):
+            talk.do("blockdev-add", driver="memory", node_name=name, size=MIB)
+        for name, offset in (("bm", 128), ("other", 512)):
+            talk.do("block-dirty-bitmap-add", node="s", name=name)
+            line = f'qemu-io s "write -P 7 {offset}k 64k"'
+            assert "ops" in talk.do("human-monitor-command", command_line=line)
+            if name == "bm":
+                talk.do("block-dirty-bitmap-disable", node="s", name="bm")
+        talk.do("block-dirty-bitmap-enable", node="s", name="bm")
+        yield talk
+
+
+def action(kind: str, **data: Any) -> dict[str, Any]:
+    return {"type": kind, "data": {name.replace("_", "-"): each for name, each in data.items()}}
+
+
+def backup(**more: Any) -> dict[str, Any]:
+    data = {"job_id": "j", "device": "s", "target": "t", "sync": "incremental", "bitmap": "bm"}
+    return action("blockdev-backup", **{**data, **more})
+
+
+def on_bitmap(verb: str, **more: Any) -> dict[str, Any]:
+    return action(f"block-dirty-bitmap-{verb}", node="s", **more)
+
+
+def bitmaps(talk: Conversation) -> dict[str, tuple[int, bool, bool]]:
+    """How much is marked, whether it records, whether it is busy."""
+    nodes = talk.do("query-named-block-nodes")
+    found = next(each for each in nodes if each["node-name"] == "s").get("dirty-bitmaps", [])
+    return {each["name"]: (each["count"], each["recording"], each["busy"]) for each in found}
+
+
+def length_of_backup(talk: Conversation, **more: Any) -> int:
+    """What one backup has to copy by the bitmap."""
+    talk.do("transaction", actions=[backup(**more)])
+    return int(talk.event("BLOCK_JOB_COMPLETED", device="j")["len"])
+
+
+SECONDS = {
+    "clear": on_bitmap("clear", name="bm"),
+    "remove": on_bitmap("remove", name="bm"),
+    "disable": on_bitmap("disable", name="bm"),
+    "enable": on_bitmap("enable", name="bm"),
+    "merge into": on_bitmap("merge", target="bm", bitmaps=["other"]),
+    "merge from": on_bitmap("merge", target="other", bitmaps=["bm"]),
+    "back up": backup(job_id="k", target="u"),
+}
+
+
+@pytest.mark.parametrize("second", SECONDS)
+def test_the_bitmap_of_a_backup_is_taken(talk: Conversation, second: str) -> None:
+    """What comes after the backup in its own transaction cannot change it any more."""
+    before = bitmaps(talk)
+    words = talk.refused("transaction", actions=[backup(), SECONDS[second]])
+    assert words == BUSY or (second == "back up" and "is busy" in words)
+    assert bitmaps(talk) == before == {"bm": (65536, True, False), "other": (65536, True, False)}
+    assert talk.do("query-jobs") == []
+    assert length_of_backup(talk) == 65536
+
+
+@pytest.mark.parametrize("mode", ["individual", "grouped"])
+def test_an_aborted_transaction_gives_the_bitmap_back(talk: Conversation, mode: str) -> None:
+    """At once: whoever tries again finds it free."""
+    properties = {"completion-mode": mode}
+    for _ in range(20):
+        words = talk.refused("transaction", actions=[backup(), action("abort")],
+                             properties=properties)  # fmt: skip
+        assert words == "Transaction aborted using Abort action"
+        assert bitmaps(talk)["bm"] == (65536, True, False)
+    assert length_of_backup(talk) == 65536
+
+
+def test_the_order_counts(talk: Conversation) -> None:
+    """A bitmap that is cleared, made or merged into before the backup is used as it is then."""
+    actions = [
+        on_bitmap("add", name="n", disabled=True),
+        on_bitmap("merge", target="n", bitmaps=["bm", "other"]),
+        backup(bitmap="n"),
+        on_bitmap("clear", name="bm"),
+    ]
+    talk.do("transaction", actions=actions)
+    assert talk.event("BLOCK_JOB_COMPLETED", device="j")["len"] == 2 * 65536
+    assert {name: count for name, (count, *_) in bitmaps(talk).items()} == {
+        "bm": 0,
+        "n": 0,
+        "other": 65536,
+    }
+    talk.do("transaction", actions=[on_bitmap("clear", name="other"), backup(bitmap="other")])
+    assert talk.event("BLOCK_JOB_COMPLETED", device="j")["len"] == 0
+
+
+def test_a_backup_that_cannot_begin_changes_no_bitmap(talk: Conversation) -> None:
+    """It fails when everything else has been done already: that is undone."""
+    before = bitmaps(talk)
+    changes = [
+        on_bitmap("clear", name="bm"),
+        on_bitmap("disable", name="other"),
+        on_bitmap("add", name="new"),
+    ]
+    backups = [
+        backup(sync="full", bitmap=None, filter_node_name="f", speed=1),
+        backup(job_id="k", device="u", target="v", sync="full", bitmap=None, filter_node_name="f"),
+    ]
+    for each in backups:
+        del each["data"]["bitmap"]
+    words = talk.refused("transaction", actions=[*changes, *backups])
+    assert words == "Duplicate nodes with node-name='f'"
+    assert bitmaps(talk) == before
+    assert talk.do("query-jobs") == []
