@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from blocklayer.core.graph_edges import Edge
 
 
+LOOK_SECONDS = 0.05
+"""How often who only wants to look asks whether it may, while somebody changes the graph."""
+
+
 class Entry:
     """A node of the graph.
 
@@ -62,6 +66,8 @@ class Graph:
 
     def __init__(self) -> None:
         self._changing = threading.RLock()
+        self._lookers_changed = threading.Condition()
+        self._lookers = self._may_look = 0
         self._entries: dict[str, Entry] = {}
         self._by_node: dict[int, Entry] = {}
         self._filters: dict[int, Node] = {}
@@ -363,6 +369,39 @@ class Graph:
                     entered.append(node.tracker)
                     stack.enter_context(node.tracker.drained_section())
             yield
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Inside a `drained` section: nothing changes for now, and `looking` does not wait."""
+        with self._lookers_changed:
+            self._may_look += 1
+        try:
+            yield
+        finally:
+            with self._lookers_changed:
+                self._may_look -= 1
+                self._lookers_changed.wait_for(lambda: not self._lookers)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """The graph stays as it is meanwhile; for who is soon done, and changes nothing."""
+        while not self._changing.acquire(timeout=LOOK_SECONDS):
+            with self._lookers_changed:
+                if self._may_look:
+                    self._lookers += 1
+                    break
+        else:
+            try:
+                yield
+            finally:
+                self._changing.release()
+            return
+        try:
+            yield
+        finally:
+            with self._lookers_changed:
+                self._lookers -= 1
+                self._lookers_changed.notify_all()
 
     @contextmanager
     def recording_changes(self, node: Node) -> Iterator[Disk]:

@@ -151,6 +151,7 @@ class CommitJob(_IntoBase):
         overlay: FormatNode = self.options["overlay"]
         base = self.target.node
         with self.graph.drained(overlay):
+            self.make_real()
             chains.store_backing(overlay, base, self.options["backing_file"])
             self.graph.set_backing(overlay, base)
 

@@ -202,8 +202,8 @@ class CopyingJob(Job):
         """What is done, and what is dirty or on its way."""
         if not hasattr(self, "engine"):
             return 0
-        left = min(self.engine.dirty.count, self.engine.size)
-        return self._current + left + max(0, self._moving)
+        left = self.engine.dirty.count + max(0, self._moving)
+        return self._current + min(left, self.engine.size)
 
     # --- what there is to do --------------------------------------------------------------------
 

@@ -72,6 +72,8 @@ class Job:
         """It ends without a result."""
         self.completing = False
         """Somebody has called `complete`."""
+        self._is_real = False
+        """Its result cannot be undone: it succeeds, whatever others want now."""
         self.ended = threading.Event()
         """It has reached its end: its thread does nothing any more."""
         self._current = self._total = 0
@@ -184,6 +186,8 @@ class Job:
         """End without a result. What `force` means is the job's affair: see mirror."""
         with self.changed:
             self._require("cancel")
+            if self._is_real:
+                raise WrongState(f"Job '{self.id}' cannot be cancelled any more: it has its result")
             if self._user_paused and not force:
                 raise WrongState(f"The block job for device '{self.id}' is currently paused")
             if self.status == states.CREATED and not self._entering:
@@ -202,6 +206,8 @@ class Job:
         if self.status == states.CREATED and not self._entering:
             self._abandon()
         elif self.status not in (states.ABORTING, states.CONCLUDED, states.NULL):
+            if self._is_real:
+                return
             self.cancelled = True
             self._user_paused = False
             self.changed.notify_all()
@@ -268,7 +274,16 @@ class Job:
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Make the result real; raising undoes everything with `abort`."""
+        """Make the result real; raising undoes everything with `abort`.
+
+        Before the first step that `abort` cannot undo it calls `make_real`.
+        """
+
+    def make_real(self) -> None:
+        """From here on nobody can cancel the job. Raises `JobCancelled` if somebody has."""
+        with self.changed:
+            self._check_cancelled()
+            self._is_real = True
 
     def commit(self) -> None:
         """The job has succeeded, and so have all of its transaction."""
@@ -439,9 +454,9 @@ class Job:
         if not self._try(self.prepare):
             return False
         with self.changed:
-            # Too late for a cancellation of this one alone: its result is real.
+            # Too late for a cancellation of this one alone.
             self._wait_at("prepared", cancellable=False)
-            return not group.failed
+            return self._is_real or not group.failed
 
     def _wait_at(self, gate: str, *, cancellable: bool = True) -> None:
         group = self._transaction

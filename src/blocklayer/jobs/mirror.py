@@ -184,22 +184,25 @@ class MirrorJob(CopyingJob):
         """While nobody writes: copy the rest, and move everybody to the target, or let them go."""
         assert self._filter is not None
         self._catch_up()
+        self.flush_target()  # so that the flush while guests wait has little left to do
         with self.graph.drained(self._filter):
-            self._workers.drain()
-            self._copy_while(self.copy_step, lambda: not self.engine.dirty.is_empty)
-            self.flush_rest()
+            with self.graph.unchanged():
+                self._workers.drain()
+                self._copy_while(self.copy_step, lambda: not self.engine.dirty.is_empty)
+                self.flush_rest()
+            self.make_real()
             if self.completing:
                 self.pivot()
             else:
                 self.leave()
 
     def _catch_up(self) -> None:
-        """The job may have waited long for others: most of what was written since, guests in."""
+        """The job may have waited long for others: what was written since. Guests follow."""
         self._passes = 0
         self._let_guests_follow(True)
         self._copy_while(
             self._take_step,
-            lambda: self._passes < ROUNDS_MAX and self.engine.dirty.count > REST_BYTES,
+            lambda: self._passes < ROUNDS_MAX and not self.engine.dirty.is_empty,
         )
 
     def _copy_while(

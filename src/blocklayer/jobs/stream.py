@@ -104,6 +104,7 @@ class StreamJob(Job):
     def prepare(self) -> None:
         """The layers in between are not needed any more."""
         with self.graph.drained(self.node):
+            self.make_real()
             chains.store_backing(self.node, self.base, self.options["backing_file"])
             self.graph.set_backing(self.node, self.base)
 

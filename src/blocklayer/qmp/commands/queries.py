@@ -22,7 +22,7 @@ FAMILY = Family("What nodes are")
 @FAMILY.command("query-named-block-nodes", schema.QueryNodes, list[schema.NodeInfo])
 def query_named_block_nodes(context: Context, arguments: schema.QueryNodes) -> Any:
     """List the nodes, the newest first."""
-    with context.graph.drained():  # of nothing: the graph stays as it is meanwhile
+    with context.graph.looking():
         entries = reversed(context.graph.named())
         return [_node_info(context, entry, flat=bool(arguments.flat)) for entry in entries]
 
@@ -118,7 +118,7 @@ def query_blockstats(context: Context, arguments: schema.QueryStats) -> Any:
     """Tell what was done on nodes: what clients of exports have asked for."""
     if not arguments.query_nodes:
         return []
-    with context.graph.drained():
+    with context.graph.looking():
         entries = reversed(context.graph.named())
         return [_with_stats(context, entry.node) for entry in entries]
 
@@ -138,7 +138,7 @@ def _with_stats(context: Context, node: Node) -> schema.NodeWithStats:
 @FAMILY.command("x-debug-query-block-graph", Nothing, schema.GraphInfo, features=("unstable",))
 def query_block_graph(context: Context, arguments: Nothing) -> schema.GraphInfo:
     """Tell the nodes and disks there are, and who uses whom."""
-    with context.graph.drained():
+    with context.graph.looking():
         return _graph_info(context.graph)
 
 
