@@ -126,7 +126,7 @@ def convert(
         if not disks:
             raise InvalidArgument("There is no source image")
         whole = disks[0] if len(disks) == 1 else Concatenation(disks)
-        if create or _is_path(target):
+        if create or (force_share and _is_path(target)):  # else the source's lock is in the way
             refuse_same_file(disks, target)
         plan = _Plan(
             whole,
