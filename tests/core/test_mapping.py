@@ -179,7 +179,11 @@ def test_a_format_in_a_format() -> None:
     window = open_node(
         {"driver": "raw", "file": open_node(outer.tree()), "offset": 64 * KiB, "size": 2 * MiB}
     )
-    create(window, size=MiB, cluster_size=CLUSTER, table_size=1)
+    inner = memory(size=0)
+    create(inner, size=MiB, cluster_size=CLUSTER, table_size=1)
+    content = bytearray(inner.size)
+    inner.readv(0, [memoryview(content)])
+    window.writev(0, [memoryview(content)])
     assert window.size == 2 * MiB
     with open_disk(window, read_only=True) as disk:
         assert [e.status for e in disk.extents()] == ["hole"]
