@@ -62,10 +62,4 @@ DIFFERENCES: tuple[Difference, ...] = (
         "GenericError: Image is read-only",
         "the same, one step later",
     ),
-    Difference(
-        "blockdev-snapshot",
-        "GenericError: The overlay already has a backing image",
-        "GenericError: Node 'top' is busy: node is used as backing hd of 'new'",
-        "two things are wrong, and the other one is told",
-    ),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import blocklayer
 from tests.qmp.daemons import Conversation, conversation
 
 MIB = 1 << 20
@@ -127,3 +128,43 @@ def test_a_backup_that_cannot_begin_changes_no_bitmap(talk: Conversation) -> Non
     assert words == "Duplicate nodes with node-name='f'"
     assert bitmaps(talk) == before
     assert talk.do("query-jobs") == []
+
+
+def overlay(talk: Conversation, name: str, **more: Any) -> None:
+    blocklayer.create(talk.folder / name, format="qed", size=MIB)
+    file = {"driver": "file", "filename": name}
+    talk.do("blockdev-add", driver="qed", node_name=name, file=file, **more)
+
+
+def backing_files(talk: Conversation) -> dict[str, str]:
+    """What lies below each image."""
+    nodes = talk.do("query-named-block-nodes")
+    return {each["node-name"]: each["image"].get("backing-filename", "")
+            for each in nodes if each["drv"] == "qed"}  # fmt: skip
+
+
+def test_a_snapshot_of_a_layer(talk: Conversation) -> None:
+    """What lies over it would lie over what is written from now on."""
+    overlay(talk, "z", backing="s")
+    overlay(talk, "o", backing=None)
+    snapshot = action("blockdev-snapshot", node="s", overlay="o")
+    made = action(
+        "blockdev-snapshot-sync", node_name="s", snapshot_file="new", snapshot_node_name="new"
+    )
+    (talk.folder / "new").write_bytes(b"is here already")
+    before = backing_files(talk)
+    for each in (snapshot, made):
+        words = talk.refused(each["type"], **each["data"])
+        assert words == "Node 's' is busy: node is used as backing hd of 'z'"
+    assert backing_files(talk) == before
+    assert (talk.folder / "new").read_bytes() == b"is here already"
+    talk.do("blockdev-del", node_name="z")
+    words = talk.refused("transaction", actions=[snapshot, made])
+    assert words == "Node 's' is busy: node is used as backing hd of 'o'"
+    assert backing_files(talk) == {"o": before["o"]}
+    words = talk.refused(
+        "blockdev-snapshot-sync", node_name="s", snapshot_file="new2", snapshot_node_name="t"
+    )
+    assert words == "New overlay node-name already in use"
+    assert not (talk.folder / "new2").exists()
+    talk.do("transaction", actions=[snapshot])

@@ -198,11 +198,8 @@ class Graph:
             if any(edge.role == "target" for edge in self.parents(entry.node)):
                 raise InvalidArgument(f"Node {name} is in use")
             parents = self.parents(entry.node)
-            overlays = [self.name_of(edge.parent) for edge in parents if edge.role == "backing"]
-            if overlays and entry.owned:
-                raise InvalidArgument(
-                    f"Node '{name}' is busy: node is used as backing hd of '{overlays[0]}'"
-                )
+            if entry.owned:
+                self.require_no_overlay(entry.node)
             self.require_unblocked(entry.node)
             if not entry.owned:
                 raise InvalidArgument(f"Node {name} is not owned by the monitor")
@@ -299,6 +296,15 @@ class Graph:
         for owner, reason in list(entry.blocked.items()):
             if owner is not but:
                 raise InvalidArgument(f"Node '{entry.name}' is busy: {reason}")
+
+    def require_no_overlay(self, node: Node) -> None:
+        """Raise `InvalidArgument` if an image lies over the node."""
+        for edge in self.parents(node):
+            if edge.role == "backing":
+                raise InvalidArgument(
+                    f"Node '{self.name_of(node)}' is busy: node is used as backing hd of"
+                    f" '{self.name_of(edge.parent)}'"
+                )
 
     def vouch(self, node: Node, owner: object) -> None:
         """`owner` (a job) changes what a node lies over, and not what is read through the node."""

@@ -21,6 +21,7 @@ def snapshot(graph: Graph, node: Node, overlay: Node) -> Callable[[], None]:
     Returns what undoes it, as long as nothing else was done with them.
     """
     with graph.drained(node, overlay):
+        require_snapshots(graph, node)
         entry = graph.entry(overlay)
         if not isinstance(overlay, FormatNode) or not edges.supports_backing(overlay):
             raise InvalidArgument("The overlay does not support backing images")
@@ -28,7 +29,6 @@ def snapshot(graph: Graph, node: Node, overlay: Node) -> Callable[[], None]:
             raise InvalidArgument("The overlay is already in use")
         if overlay.backing is not None:
             raise InvalidArgument("The overlay already has a backing image")
-        graph.require_unblocked(node)
         if overlay is node or graph.is_below(node, overlay):
             raise InvalidArgument(f"Making '{entry.name}' a backing child of itself")
         if not node.read_only:
@@ -47,6 +47,15 @@ def snapshot(graph: Graph, node: Node, overlay: Node) -> Callable[[], None]:
             graph.set_backing(overlay, None)
 
     return undo
+
+
+def require_snapshots(graph: Graph, node: Node) -> None:
+    """Raise `InvalidArgument` unless an overlay may take the node's place now.
+
+    Images over a node belong to its content: they would lie over what is written from now on.
+    """
+    graph.require_unblocked(node)
+    graph.require_no_overlay(node)
 
 
 def _is_only_read(graph: Graph, node: Node) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from blocklayer.core.graph_snapshot import require_snapshots
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.qmp.schema import nodes as schema
 from blocklayer.qmp.schema.blockdev import Blockdevs
@@ -111,6 +112,9 @@ def take_snapshot_sync(context: Context, arguments: schema.SnapshotSync) -> Undo
     if device or name not in graph:
         raise QmpError(f"Cannot find device='{device}' nor node-name='{name}'")
     node = graph.find(name)
+    require_snapshots(graph, node)
+    if arguments.snapshot_node_name is not None and arguments.snapshot_node_name in graph:
+        raise QmpError("New overlay node-name already in use")
     made = arguments.mode != "existing"
     format_name = arguments.format or "qed"
     if made:
