@@ -24,6 +24,7 @@ class Difference(NamedTuple):
 
 
 BUSY = r"GenericError: Node '\w+' is busy: block device is in use by block job: \w+"
+BELOW = r"GenericError: Node '\w+' is busy: node is used as backing hd of '\w+'"
 
 DIFFERENCES: tuple[Difference, ...] = (
     Difference(
@@ -34,7 +35,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference(
         "block_resize",
-        BUSY,
+        f"{BUSY}|{BELOW}",
         re.escape("GenericError: Device '(null)' is in use"),
         "QEMU prints the name of a device where there is none",
     ),

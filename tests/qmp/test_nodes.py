@@ -249,6 +249,30 @@ def test_an_aborted_transaction_changes_no_bitmap(talk: Conversation) -> None:
     assert set(bitmaps(talk, "m")) == {"a", "c", "new"}
 
 
+def test_a_layer_keeps_its_size(talk: Conversation) -> None:
+    """Neither a job nor an image above it could know of another one."""
+    below: str | None = None
+    for name in ("a", "b", "s"):
+        make(talk.folder, f"-f qed {name} 1M")
+        file = {"driver": "file", "filename": name}
+        talk.do("blockdev-add", driver="qed", node_name=name, file=file, backing=below)
+        io(talk, name, "write -P 7 512k 64k")
+        below = name
+    io(talk, "b", "write -P 8 0 512k")
+    talk.do("block-stream", job_id="j", device="s", base_node="a", speed=1)
+    for name in ("a", "b", "s"):
+        for size in (MIB // 4, 2 * MIB):
+            words = talk.refused("block_resize", node_name=name, size=size)
+            assert words.startswith(f"Node '{name}' is busy: ")
+    talk.do("job-cancel", id="j")
+    talk.event("JOB_STATUS_CHANGE", id="j", status="null")
+    for name, above in (("a", "b"), ("b", "s")):
+        words = talk.refused("block_resize", node_name=name, size=MIB // 4)
+        assert words == f"Node '{name}' is busy: node is used as backing hd of '{above}'"
+    assert "failed" not in io(talk, "s", "read -P 8 0 512k")
+    talk.do("block_resize", node_name="s", size=2 * MIB)
+
+
 def test_clients_of_an_export_see_bitmaps(talk: Conversation) -> None:
     talk.do("blockdev-add", driver="memory", node_name="m", size=MIB)
     talk.do("block-dirty-bitmap-add", node="m", name="b", granularity=65536)

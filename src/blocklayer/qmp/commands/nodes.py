@@ -91,6 +91,7 @@ def block_resize(context: Context, arguments: schema.BlockResize) -> None:
     if node.read_only:
         raise QmpError("Image is read-only")
     graph.require_unblocked(node)
+    graph.require_no_overlay(node)  # what is cut off, or appears, would be seen through it
     with graph.open_disk(node, writable=True, resizes=True) as disk:
         disk.resize(arguments.size)
 
