@@ -253,24 +253,24 @@ def test_a_layer_keeps_its_size(talk: Conversation) -> None:
     """Neither a job nor an image above it could know of another one."""
     below: str | None = None
     for name in ("a", "b", "s"):
-        make(talk.folder, f"-f qed {name} 1M")
+        make(talk.folder, f"-f qed {name} 8M")
         file = {"driver": "file", "filename": name}
         talk.do("blockdev-add", driver="qed", node_name=name, file=file, backing=below)
-        io(talk, name, "write -P 7 512k 64k")
+        io(talk, name, "write -P 7 7M 64k")
         below = name
-    io(talk, "b", "write -P 8 0 512k")
+    io(talk, "b", "write -P 8 0 6M")
     talk.do("block-stream", job_id="j", device="s", base_node="a", speed=1)
     for name in ("a", "b", "s"):
-        for size in (MIB // 4, 2 * MIB):
+        for size in (MIB, 16 * MIB):
             words = talk.refused("block_resize", node_name=name, size=size)
             assert words.startswith(f"Node '{name}' is busy: ")
     talk.do("job-cancel", id="j")
     talk.event("JOB_STATUS_CHANGE", id="j", status="null")
     for name, above in (("a", "b"), ("b", "s")):
-        words = talk.refused("block_resize", node_name=name, size=MIB // 4)
+        words = talk.refused("block_resize", node_name=name, size=MIB)
         assert words == f"Node '{name}' is busy: node is used as backing hd of '{above}'"
-    assert "failed" not in io(talk, "s", "read -P 8 0 512k")
-    talk.do("block_resize", node_name="s", size=2 * MIB)
+    assert "failed" not in io(talk, "s", "read -P 8 0 6M")
+    talk.do("block_resize", node_name="s", size=16 * MIB)
 
 
 def test_clients_of_an_export_see_bitmaps(talk: Conversation) -> None:
