@@ -184,6 +184,14 @@ FILTERS = [
     step("object-del", id="tg"),
     step("object-del", id="tg"),
     step("block-set-write-threshold", node_name="n2", write_threshold=512),
+    step("block-set-write-threshold", node_name="n2", write_threshold=-5),
+    step("query-named-block-nodes"),
+    step("block-set-write-threshold", node_name="n2", write_threshold=2**63),
+    step("query-named-block-nodes"),
+    step("block-set-write-threshold", node_name="n2", write_threshold=2**64),
+    step("block-set-write-threshold", node_name="n2", write_threshold=1.5),
+    step("block-set-write-threshold", node_name="n2", write_threshold="1"),
+    step("block-set-write-threshold", node_name="n2", write_threshold=512),
     step("query-named-block-nodes", flat=True),
 ]
 

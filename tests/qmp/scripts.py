@@ -40,6 +40,10 @@ def action(kind: str, **data: Any) -> dict[str, Any]:
 NODES = step("query-named-block-nodes")
 
 ARGUMENTS = [
+    step("qmp_capabilities"),
+    step("qmp_capabilities", enable=["oob"]),
+    step("qmp_capabilities", enable="oob"),
+    step("qmp_capabilities", foo=1),
     step("block_resize", size="x"),
     step("block_resize", size=1),
     step("block_resize", node_name="x", size=1),

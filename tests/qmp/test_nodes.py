@@ -350,8 +350,8 @@ def test_an_export_in_use_is_removed_by_force_only(talk: Conversation) -> None:
     talk.do("blockdev-add", driver="memory", node_name="m", size=MIB)
     nbd = str(talk.folder / "nbd")
     talk.do("nbd-server-start", addr={"type": "unix", "data": {"path": nbd}})
-    talk.do("block-export-add", type="nbd", id="e", node_name="m")
-    uri = f"nbd+unix:///m?socket={nbd}"
+    talk.do("block-export-add", type="nbd", id="e", node_name="m", name="x")
+    uri = f"nbd+unix:///x?socket={nbd}"
     command = ["qemu-io", "-r", "-f", "raw", uri]
     client = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -365,7 +365,7 @@ def test_an_export_in_use_is_removed_by_force_only(talk: Conversation) -> None:
             break
     else:
         pytest.fail("the client has ended")
-    assert "still in use" in talk.refused("block-export-del", id="e")
+    assert talk.refused("block-export-del", id="e") == "export 'e' still in use"
     talk.do("block-export-del", id="e", mode="hard")
     assert talk.event("BLOCK_EXPORT_DELETED") == {"id": "e"}
     talk.do("blockdev-del", node_name="m")

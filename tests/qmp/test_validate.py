@@ -56,8 +56,8 @@ WRONG: list[tuple[Any, Any, str]] = [
     (nodes.BlockResize, {"size": 2**63}, "Invalid parameter type for 'size', expected: integer"),
     (
         nodes.WriteThreshold,
-        {"node-name": "n", "write-threshold": -1},
-        "Parameter 'write-threshold' expects uint64_t",
+        {"node-name": "n", "write-threshold": float(2**64)},
+        "Parameter 'write-threshold' expects uint64",
     ),
     (
         exports.NbdServerStart,

@@ -133,15 +133,18 @@ class NbdServer:
                 raise InvalidArgument(f"NBD server already has export named '{export.name}'")
             self._exports[export.name] = export
 
-    def remove(self, name: str, *, hard: bool = False) -> None:
-        """Stop serving an export; with `hard`, its clients are disconnected, else it is refused."""
+    def remove(self, name: str, *, hard: bool = False, called: str | None = None) -> None:
+        """Stop serving an export; with `hard`, its clients are disconnected, else it is refused.
+
+        called  what it is called by who wants this, if not by its name
+        """
         with self._changed:
             export = self._exports.get(name)
             if export is None:
                 raise InvalidArgument(f"Export '{name}' is not found")
             users = [client for client in self._clients if client.export is export]
             if users and not hard:
-                raise InvalidArgument(f"export '{name}' still in use")
+                raise InvalidArgument(f"export '{called or name}' still in use")
             del self._exports[name]
         export.gone.set()
         for client in users:

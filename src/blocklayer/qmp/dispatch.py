@@ -112,11 +112,11 @@ class Session:
             return command
         if command is None:
             raise CommandNotFound(f"The command {name} has not been found")
-        if command.before_negotiation:
-            raise CommandNotFound("Capabilities negotiation is already complete, command ignored")
         return command
 
     def _negotiate(self, capabilities: Any) -> None:
+        if self.negotiated:
+            raise CommandNotFound("Capabilities negotiation is already complete, command ignored")
         self._oob = "oob" in (capabilities.enable or ())
         self.negotiated = True
 

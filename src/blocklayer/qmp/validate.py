@@ -166,10 +166,14 @@ class _Visitor:
     def _integer(self, kind: inspect.IntType, value: Any, path: str, title: str) -> int:
         if self._spelled and isinstance(value, str):
             value = _spelled_integer(value, path, is_size=title == "size")
+        least, most = kind.ge or 0, UINT64_MAX if kind.le is None else kind.le
         if not isinstance(value, int) or isinstance(value, bool):
+            if least == 0 and not self._spelled:
+                raise QmpError(f"Parameter '{path}' expects uint64")
             _wrong_type(path, "integer")
         number: int = value
-        least, most = kind.ge or 0, UINT64_MAX if kind.le is None else kind.le
+        if most == UINT64_MAX and title != "size" and -(2**63) <= number < 0:
+            return number & UINT64_MAX  # as in QEMU: the same bits
         if not least <= number <= most:
             if least == 0:
                 raise QmpError(f"Parameter '{_last(path)}' expects uint{most.bit_length()}_t")

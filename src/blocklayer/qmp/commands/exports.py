@@ -134,7 +134,7 @@ class Exports:
         if entry is None:
             raise QmpError(f"Export '{identity}' is not found")
         assert self._server is not None
-        self._server.remove(entry.export.name, hard=mode == "hard")
+        self._server.remove(entry.export.name, hard=mode == "hard", called=identity)
         self._forget(entry)
 
     def _forget(self, entry: _Entry) -> None:

@@ -50,7 +50,7 @@ def _node_info(context: Context, entry: Entry, *, flat: bool) -> schema.NodeInfo
         cache=schema.CacheInfo(
             writeback=not cache.writethrough, direct=cache.direct, no_flush=cache.no_flush
         ),
-        write_threshold=context.write_thresholds.get(node, 0),
+        write_threshold=_signed(context.write_thresholds.get(node, 0)),
         dirty_bitmaps=_bitmaps(node),
     )
 
@@ -92,6 +92,11 @@ def _has_file(node: Node) -> bool:
 def _actual_size(node: Node) -> int | None:
     size = _storage(node).info().get("actual-size", 0)
     return size if isinstance(size, int) else None
+
+
+def _signed(number: int) -> int:
+    """64 bits as the interface has them, which takes them without a sign and answers with one."""
+    return number - 2**64 if number >= 2**63 else number
 
 
 def _bitmaps(node: Node) -> list[schema.BitmapInfo] | None:
