@@ -168,3 +168,44 @@ def test_a_snapshot_of_a_layer(talk: Conversation) -> None:
     assert words == "New overlay node-name already in use"
     assert not (talk.folder / "new2").exists()
     talk.do("transaction", actions=[snapshot])
+
+
+def test_a_backup_that_cannot_begin_takes_back_a_snapshot(talk: Conversation) -> None:
+    """The name of its filter has been given to the overlay."""
+    overlay(talk, "o", backing=None)
+    before = backing_files(talk)
+    made = action(
+        "blockdev-snapshot-sync", node_name="s", snapshot_file="new", snapshot_node_name="f"
+    )
+    begin = backup(device="u", target="v", sync="full", filter_node_name="f")
+    del begin["data"]["bitmap"]
+    assert talk.refused("transaction", actions=[begin, made]) == (
+        "Duplicate nodes with node-name='f'"
+    )
+    assert backing_files(talk) == before
+    assert not (talk.folder / "new").exists()
+    assert talk.do("query-jobs") == []
+    talk.do("transaction", actions=[action("blockdev-snapshot", node="s", overlay="o")])
+
+
+def test_a_job_that_has_begun_keeps_its_snapshot(talk: Conversation) -> None:
+    """It ends, and whoever is on the overlay stays there, over what was there before."""
+    overlay(talk, "o", backing=None)
+    nbd = str(talk.folder / "nbd")
+    talk.do("nbd-server-start", addr={"type": "unix", "data": {"path": nbd}})
+    talk.do("block-export-add", type="nbd", id="e", node_name="s", writable=True)
+    snapshot = action("blockdev-snapshot", node="s", overlay="o")
+    backups = [
+        backup(device="o", sync="full", filter_node_name="f", speed=1),
+        backup(job_id="k", device="u", target="v", sync="full", filter_node_name="f"),
+    ]
+    for each in backups:
+        del each["data"]["bitmap"]
+    words = talk.refused("transaction", actions=[snapshot, *backups])
+    assert words == "Duplicate nodes with node-name='f'"
+    assert talk.do("query-jobs") == []
+    with blocklayer.open(f"nbd+unix:///s?socket={nbd}", mode="r+", format="raw") as disk:
+        assert disk.read(128 << 10, 65536) == b"\7" * 65536
+        disk.write(0, b"n" * 512)
+    line = 'qemu-io o "read -P 0x6e 0 512"'
+    assert "failed" not in talk.do("human-monitor-command", command_line=line)
