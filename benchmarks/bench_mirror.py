@@ -318,7 +318,7 @@ def guest_side(
 def guest_comparison(context: Context, formats: str) -> Iterable[Comparison]:
     if shutil.which(DAEMON) is None or shutil.which("fio") is None:
         raise Skipped(f"needs {DAEMON} and fio")
-    size = context.pick(2048 * MiB, quick=256 * MiB)
+    size = context.pick(512 * MiB, quick=128 * MiB)
     made = context.images.random(size)
     files = {name: context.directory / f"guest-{name}.{formats}" for name in ("source", "target")}
     if formats == "qed":
