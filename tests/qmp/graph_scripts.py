@@ -75,6 +75,8 @@ BACKUP_TARGETS = [
     ),
     export("r", "r"),
     export("w", "r", writable=True),
+    qed("t.qed", "over", backing="r"),
+    export("o", "over", writable=True),
     step("query-block-exports"),
     step("job-cancel", id="j"),
     status("j", "null"),

@@ -22,8 +22,7 @@ from blocklayer.base.units import KiB
 from blocklayer.core.bitmap import Bitmap, DirtyBitmap
 from blocklayer.core.graph_uses import require_peace
 from blocklayer.core.mapping import row_batches
-from blocklayer.core.permissions import READ as OTHERS_READ
-from blocklayer.core.permissions import WRITE as OTHERS_WRITE
+from blocklayer.core.permissions import ALL, RESIZE
 from blocklayer.jobs.copying import CopyingJob, Step, default_granularity
 from blocklayer.jobs.fleecing import Fleecing, layer_over
 from blocklayer.jobs.job import REPORT, check_policy
@@ -75,7 +74,7 @@ class BackupJob(CopyingJob):
     """See the module."""
 
     type = "backup"
-    target_shares = frozenset({OTHERS_READ, OTHERS_WRITE})
+    target_shares = ALL - {RESIZE}
     _has_bitmap = False
     """Nobody else may change the bitmap: from when the job is made, so in a transaction as well."""
     _saved: Bitmap | None = None
