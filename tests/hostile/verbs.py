@@ -430,7 +430,8 @@ def commit(directory: Path, image: Image | None) -> object:
     with untouched(directory / "canary", directory / "other"):
         if blocklayer.info(path).virtual_size > COPY_MAX:
             return None
-        before = shown(path)
+        # An image that says that it needs a check is repaired when it is opened for writing.
+        before = None if blocklayer.info(path).dirty_flag else shown(path)
         base = blocklayer.commit(path)
         with blocklayer.open(base) as disk:
             for offset, data in before or []:
