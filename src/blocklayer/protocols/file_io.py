@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from functools import cache
 
 from blocklayer.base.buffers import Vector
+from blocklayer.protocols.file_libc import libc_function
 
 VECTORED = hasattr(os, "preadv") and hasattr(os, "pwritev")
 
@@ -69,18 +69,5 @@ def begin_writeback(descriptor: int) -> bool:
 
     An error of that writing is told to whoever flushes the file.
     """
-    function = _sync_file_range()
+    function = libc_function("sync_file_range", "iqqi")
     return function is not None and function(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE) == 0
-
-
-@cache
-def _sync_file_range():  # type: ignore[no-untyped-def]  # a ctypes function, or None
-    """sync_file_range(2), which only Linux has, and Python does not offer."""
-    try:
-        import ctypes
-
-        function = ctypes.CDLL(None, use_errno=True).sync_file_range
-        function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    except (ImportError, AttributeError, OSError):
-        return None
-    return function

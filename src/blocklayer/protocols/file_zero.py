@@ -17,11 +17,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from functools import cache
 
 from blocklayer.base.buffers import zero_pieces
 from blocklayer.base.errors import IoError, NotSupported
 from blocklayer.core.node import ALLOCATE, UNMAP
+from blocklayer.protocols.file_libc import libc_function
 
 _KEEP_SIZE = 0x01
 _PUNCH_HOLE = 0x02
@@ -38,21 +38,8 @@ class Abilities:
         self.seek_data = hasattr(os, "SEEK_DATA")
 
 
-@cache
-def _fallocate_function():  # type: ignore[no-untyped-def]  # a ctypes function, or None
-    """fallocate(2), which Python offers only without modes."""
-    try:
-        import ctypes
-
-        function = ctypes.CDLL(None, use_errno=True).fallocate64
-        function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    except (ImportError, AttributeError, OSError):
-        return None
-    return function
-
-
 def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
-    function = _fallocate_function()
+    function = libc_function("fallocate64", "iiqq")
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     import ctypes
