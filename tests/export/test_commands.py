@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import blocklayer
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.disk import Disk
+from blocklayer.export import commands
 from blocklayer.export.export import UNKNOWN
 from blocklayer.nbd import wire
 from tests.export.conftest import Serve
@@ -243,6 +245,33 @@ def test_zeroing_without_holes_allocates(make: Make, serve: Serve, tmp_path: Pat
         assert peer.do(ZERO, 0, MiB, flags=NO_HOLE).error == 0
         assert peer.do(FLUSH).error == 0
         assert os.stat(tmp_path / "disk.raw").st_blocks * 512 >= MiB
+
+
+@modes
+@pytest.mark.parametrize("discard", ["ignore", "unmap"])
+def test_refused_zeroing_changes_nothing(
+    make: Make,
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    discard: str,
+) -> None:
+    """The first part could be zeroed, the last only written; also where it is done in pieces."""
+    monkeypatch.setattr(commands, "CHANGE_PIECE", 131_072)
+    content = random.Random(3).randbytes(SIZE)
+    with make(SIZE, format="raw", name="base") as base:
+        base.write(0, content)
+    options = {"backing": str(tmp_path / "base"), "backing_format": "raw", "discard": discard}
+    served = serve(make(SIZE, **options))
+    with served.connect(mode=mode) as peer:
+        peer.write(0, content[:65_536])
+        for length in (70_000, 140_000, 300_000):
+            for flags in (FAST_ZERO, FAST_ZERO | FUA, FAST_ZERO | NO_HOLE):
+                assert peer.do(ZERO, 1000, length, flags=flags).error == wire.ENOTSUP
+                assert peer.read(0, SIZE) == content
+        assert peer.do(ZERO, 0, 65_536 * 4, flags=FAST_ZERO).error == 0
+        assert peer.read(0, SIZE) == bytes(65_536 * 4) + content[65_536 * 4 :]
 
 
 def test_fast_zeroing_that_would_be_slow_is_refused(make: Make, serve: Serve) -> None:

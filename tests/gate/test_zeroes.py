@@ -125,8 +125,7 @@ def test_every_range_around_cluster_borders(setting: str, flag: str) -> None:
                 disk.write_zeroes(offset, length, **flags_of(flag))
             except NotSupported:
                 assert flag == "no_fallback"
-                model.maybe_zero(offset, length)
-                model.settle(offset, disk.read(offset, length))
+                model.require(offset, disk.read(offset, length))
             else:
                 model.write_zeroes(offset, length)
         model.check(disk)
@@ -381,6 +380,31 @@ def test_no_fallback_writes_nothing() -> None:
             disk.write_zeroes(0, MiB, no_fallback=True)
         assert spy.written == []
         assert disk.read(0, MiB) == b"\xcc" * MiB
+
+
+def test_what_is_refused_is_what_would_be_written() -> None:
+    """A part of a cluster that is not stored here, and is not zero, and nothing else."""
+    found = cases()
+    disk, model, _ = in_setting("overlay", len(found) * STRIDE)
+    refused = 0
+    with disk:
+        prepared(disk, found, model)
+        for offset, length, states in found:
+            start = offset // STRIDE * STRIDE
+            parts = [
+                states[point // CLUSTER]
+                for point in (offset - start, offset + length - start)
+                if length and point % CLUSTER
+            ]
+            try:
+                disk.check_zero(offset, length)
+                disk.write_zeroes(offset, length, no_fallback=True)
+            except NotSupported:
+                refused += 1
+                assert HOLE in parts
+            else:
+                assert HOLE not in parts
+    assert refused > 100
 
 
 @pytest.mark.parametrize("format", ["raw", "qed"])

@@ -19,10 +19,10 @@ from blocklayer.base.errors import InvalidArgument, IoError, LockError, NotSuppo
 from blocklayer.base.extent import DATA, ZERO
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.disk import Disk
-from blocklayer.core.io import zero_range
 from blocklayer.core.node import ALLOCATE, UNMAP, Node
 from blocklayer.core.opening import CacheMode, Opener, OpenFlags
 from blocklayer.core.padding import Padded
+from blocklayer.core.zeroing import zero_range
 from blocklayer.protocols import file_io, file_zero
 from blocklayer.protocols.file import IOV_MAX, FileNode
 from blocklayer.testing.exercise import Exercise

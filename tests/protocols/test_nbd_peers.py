@@ -253,6 +253,18 @@ def test_zeroing_that_would_be_slow_is_refused(tmp_path: Path) -> None:
         assert disk.read(0, 65536) == bytes(65536)
 
 
+@needs("nbdkit")
+def test_fast_zeroing_of_more_than_one_command_is_whole(tmp_path: Path) -> None:
+    # The server zeroes fast in its first block alone; the first command's answer counts.
+    command = nbdkit(tmp_path / "s", "--filter=blocksize-policy", "memory", "8M")
+    command += ["blocksize-minimum=1", "blocksize-preferred=4096", "blocksize-maximum=1M"]
+    with running(command, tmp_path / "s") as peer, opened(peer) as disk:
+        disk.write(0, b"x" * MiB * 8)
+        disk.write_zeroes(4096, 6 * MiB, no_fallback=True)
+        content = disk.read(0, 8 * MiB)
+        assert content == b"x" * 4096 + bytes(6 * MiB) + b"x" * (2 * MiB - 4096)
+
+
 # --- refusals -----------------------------------------------------------------------------------
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from blocklayer.base.align import align_down
 from blocklayer.base.buffers import ZEROES, Vector
 from blocklayer.base.units import KiB
-from blocklayer.core import io as core_io
 from blocklayer.core.node import UNMAP, Node
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -91,10 +90,12 @@ def zero_detected(
     node: Node, offset: int, vector: Vector, unit: int, *, unmap: bool
 ) -> list[tuple[int, Vector]]:
     """Zero what is zero in a write; the (offset, vector) runs of data that are left to write."""
+    from blocklayer.core.zeroing import zero_range
+
     runs: list[tuple[int, Vector]] = []
     for start, length, data in find_pieces(offset, vector, unit):
         if data is None:
-            core_io.zero_range(node, start, length, UNMAP if unmap else 0)
+            zero_range(node, start, length, UNMAP if unmap else 0)
         else:
             runs.append((start, data))
     return runs

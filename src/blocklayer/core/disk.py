@@ -581,11 +581,13 @@ class Disk:
         """Make a range of any size read as zeroes without moving data where that is possible.
 
         unmap         the storage may be deallocated
-        no_fallback   raise `NotSupported` rather than write zeroes
+        no_fallback   raise `NotSupported`, with nothing changed, rather than write zeroes
         allocate      the storage must be allocated afterwards
         """
         if unmap and allocate:
             raise InvalidArgument("write_zeroes cannot both unmap and allocate")
+        from blocklayer.core.zeroing import zero_range
+
         flags = (
             (UNMAP if unmap else 0)
             | (NO_FALLBACK if no_fallback else 0)
@@ -596,10 +598,22 @@ class Disk:
             self.check_write("write_zeroes", offset, length)
             if length:
                 with self.recorded(offset, length):
-                    core_io.zero_range(self.node, offset, length, flags)
+                    zero_range(self.node, offset, length, flags)
             self._end_write(fua)
 
         self._run(zero)
+
+    def check_zero(self, offset: int, length: int, *, allocate: bool = False) -> None:
+        """Raise `NotSupported` if `write_zeroes` would have to write, as far as that can be told.
+
+        For those who zero a range in pieces, and must refuse all of it or nothing.
+        """
+
+        def check() -> None:
+            self.check_write("write_zeroes", offset, length)
+            self.node.check_zero(offset, length, ALLOCATE if allocate else 0)
+
+        self._run(check)
 
     def discard(self, offset: int, length: int) -> None:
         """Tell that nobody needs a range: its content is undefined afterwards.

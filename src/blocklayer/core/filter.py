@@ -72,6 +72,10 @@ class FilterNode(Node):
         """Zero by the child's means."""
         self.child.zero(offset, length, flags)
 
+    def check_zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """As the child."""
+        self.child.check_zero(offset, length, flags)
+
     def discard(self, offset: int, length: int) -> None:
         """Discard in the child."""
         self.child.discard(offset, length)

@@ -8,24 +8,22 @@ node (see `core/requests`); ranges are inside the node.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import (
-    ZERO_CHUNK,
     Vector,
     fill_zero,
     is_zero,
     slice_vector,
     vector_length,
-    zero_pieces,
     zero_vector,
 )
 from blocklayer.base.errors import BlocklayerError, NotSupported
 from blocklayer.base.extent import BACKING, DATA, ZERO
-from blocklayer.base.units import GiB, KiB, MiB
-from blocklayer.core.mapping import reads_as_zero, resolve
-from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Node, WritePlan
+from blocklayer.base.units import MiB
+from blocklayer.core.mapping import resolve
+from blocklayer.core.node import FormatNode, Node, WritePlan
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -36,12 +34,6 @@ ALLOCATION_PIECE = 64 * MiB
 
 COPY_PIECE = MiB
 """Bytes that copy-on-read copies with one commit."""
-
-HOLE_MIN = 4 * KiB
-"""Bytes of a hole that is worth being left alone where zeroes have to be written."""
-
-ZERO_PIECE = 256 * GiB
-"""Most guest bytes whose zeroing one commit makes visible."""
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -361,120 +353,7 @@ def _plan_zeroes(node: FormatNode, start: int, length: int, plans: list[WritePla
         done += plan.length
 
 
-# --- zeroing and discarding ---------------------------------------------------------------------
-
-
-def zero_range(node: Node, offset: int, length: int, flags: int) -> None:
-    """Zero any range of any node: by the node's own means, else by writing bounded pieces."""
-    try:
-        node.zero(offset, length, flags)
-    except NotSupported:
-        if flags & NO_FALLBACK:
-            raise
-        keep_holes = not flags & ALLOCATE
-        for start, count in data_runs(node, offset, length) if keep_holes else [(offset, length)]:
-            for position, zeroes in zero_pieces(start, count):
-                node.writev(position, [zeroes])
-
-
-def data_runs(node: Node, offset: int, length: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what is not known to read as zeroes; longer runs come in pieces.
-
-    What lies behind the end of the node is a run as well: storage has to grow there.
-    """
-    end = offset + length
-    start = position = offset
-    while position < end:
-        found = resolve(node, position, end - position) if position < node.size else None
-        if found is not None and found.zero and found.length >= HOLE_MIN:
-            if start < position:
-                yield start, position - start
-            start = position = found.end
-            continue
-        position = end if found is None else min(end, max(found.end, position + HOLE_MIN))
-        if position - start >= ZERO_CHUNK:
-            yield start, position - start
-            start = position
-    if start < end:
-        yield start, end - start
-
-
-def zero_mapped(node: FormatNode, offset: int, length: int, flags: int) -> None:
-    """Zero through a mapping: zero clusters where nothing is stored, in place where it is."""
-    cluster = node.cluster_size
-    end = offset + length
-    # The last cluster of the disk may be cut by the end of the disk and is whole nonetheless.
-    whole_end = end if end == node.size else align_down(end, cluster)
-    body, body_end = align_up(offset, cluster), whole_end
-    if body >= body_end:
-        _zero_part(node, offset, length, flags)
-        return
-    if offset < body:
-        _zero_part(node, offset, body - offset, flags)
-    zero_clusters(node, body, body_end, flags)
-    if body_end < end:
-        _zero_part(node, body_end, end - body_end, flags)
-
-
-def _zero_part(node: FormatNode, offset: int, length: int, flags: int) -> None:
-    """Zero a part of a cluster (or of two neighbours)."""
-    done = 0
-    while done < length:
-        position, left = offset + done, length - done
-        placed = node.place(position, left)
-        if placed is not None:
-            child, host, count = placed
-            zero_range(child, host, count, flags & ~UNMAP if count < node.cluster_size else flags)
-        else:
-            count = min(left, node.cluster_size - position % node.cluster_size)
-            if not reads_as_zero(node, position, count) or flags & ALLOCATE:
-                if flags & NO_FALLBACK:
-                    raise NotSupported("Zeroing a part of a cluster means writing it")
-                node.writev(position, zero_vector(count))
-        done += count
-
-
-def zero_clusters(node: FormatNode, start: int, end: int, flags: int) -> None:
-    """Zero whole clusters, in bounded pieces with a commit each."""
-    while start < end:
-        piece_end = min(end, start + max(ZERO_PIECE, node.cluster_size))
-        ranges = [(start, align_up(piece_end, node.cluster_size))]
-        node.ranges.run(ranges, _zero_clusters_alone, node, start, piece_end, flags)
-        start = piece_end
-
-
-def _zero_clusters_alone(node: FormatNode, start: int, end: int, flags: int) -> None:
-    plans: list[WritePlan] = []
-    try:
-        while start < end:
-            placed = node.place(start, end - start)
-            if placed is not None:
-                child, host, count = placed
-                zero_range(child, host, count, flags)
-            elif not flags & ALLOCATE and (zeroes := _zero_run(node, start, end)):
-                count = zeroes
-            else:
-                plan = None if flags & ALLOCATE else node.plan_zero(start, end - start)
-                if plan is None:
-                    plan = node.plan_write(start, min(end - start, ALLOCATION_PIECE))
-                plans.append(plan)
-                if not plan.zero and not plan.fresh:
-                    zero_range(node.file, plan.host, plan.length, flags)
-                elif not plan.zero and flags & ALLOCATE:
-                    zero_range(node.file, plan.host, plan.length, ALLOCATE)
-                count = plan.length
-            start += count
-        if plans:
-            node.commit_writes(plans)
-    except BaseException:
-        node.abandon_writes(plans)
-        raise
-
-
-def _zero_run(node: FormatNode, start: int, end: int) -> int:
-    """Bytes from `start` that are zero clusters already."""
-    kind, count, _, _ = node.map(start, end - start)
-    return count if kind == ZERO else 0
+# --- discarding -----------------------------------------------------------------------------------
 
 
 def discard_mapped(node: FormatNode, offset: int, length: int) -> None:

@@ -152,8 +152,16 @@ class Node:
         return [_attempt(self.writev, offset, vector) for offset, vector in requests]
 
     def zero(self, offset: int, length: int, flags: int = 0) -> None:
-        """Make the range read as zeroes cheaply; `NotSupported` where only writing can."""
+        """Make the range read as zeroes cheaply; `NotSupported` where only writing can.
+
+        With `NO_FALLBACK` a refusal changes nothing; without, a part may have been zeroed.
+        """
         raise NotSupported(f"{self.driver} cannot zero without writing")
+
+    def check_zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Raise `NotSupported` if `zero` would, as far as that can be told; changes nothing."""
+        if type(self).zero is Node.zero:
+            raise NotSupported(f"{self.driver} cannot zero without writing")
 
     def share(self, descriptor: int, source_offset: int, offset: int, length: int) -> None:
         """Make a range refer to the blocks of an open file; `NotSupported` if that cannot be."""
@@ -363,6 +371,11 @@ class FormatNode(Node):
         """
         return False
 
+    @property
+    def has_zero_clusters(self) -> bool:
+        """Whether `plan_zero` has an answer."""
+        return type(self).plan_zero is not FormatNode.plan_zero
+
     def plan_zero(self, offset: int, length: int) -> WritePlan | None:
         """A plan that makes a prefix of the (cluster aligned) range zero without storing it.
 
@@ -403,9 +416,15 @@ class FormatNode(Node):
 
     def zero(self, offset: int, length: int, flags: int = 0) -> None:
         """Zero through the mapping."""
-        from blocklayer.core import io
+        from blocklayer.core import zeroing
 
-        io.zero_mapped(self, offset, length, flags)
+        zeroing.zero_mapped(self, offset, length, flags)
+
+    def check_zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Look at the mapping."""
+        from blocklayer.core import zeroing
+
+        zeroing.check_mapped(self, offset, length, flags)
 
     def discard(self, offset: int, length: int) -> None:
         """Discard what has a place; the mapping stays."""

@@ -159,10 +159,10 @@ class Padded(FilterNode):
 
     def zero(self, offset: int, length: int, flags: int = 0) -> None:
         """Whole blocks by the child's means; the ends are written."""
+        if flags & NO_FALLBACK:
+            self._require_blocks(offset, length)
         start = align_up(offset, self._alignment)
         end = align_down(offset + length, self._alignment)
-        if flags & NO_FALLBACK and (start > offset or end < offset + length):
-            raise NotSupported("Zeroing a part of a block means writing it")
         if start >= end:
             self.writev(offset, zero_vector(length))
             return
@@ -171,6 +171,15 @@ class Padded(FilterNode):
             self.writev(offset, zero_vector(start - offset))
         if end < offset + length:
             self.writev(end, zero_vector(offset + length - end))
+
+    def check_zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Whole blocks, and as the child."""
+        self._require_blocks(offset, length)
+        self.child.check_zero(offset, length, flags)
+
+    def _require_blocks(self, offset: int, length: int) -> None:
+        if offset % self._alignment or (offset + length) % self._alignment:
+            raise NotSupported("Zeroing a part of a block means writing it")
 
     def discard(self, offset: int, length: int) -> None:
         """Whole blocks only."""

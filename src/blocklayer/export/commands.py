@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Sequence
 
+from blocklayer.base.align import align_down
 from blocklayer.base.buffers import Buffer
 from blocklayer.base.errors import BlocklayerError, FormatError, IoError, os_reason
 from blocklayer.export.channel import Channel
@@ -362,13 +363,17 @@ class Commands:
     def _write_zeroes(self, item: Item) -> bytes:
         _, flags, cookie, offset, length, _ = item
         keep = bool(flags & wire.CMD_FLAG_NO_HOLE)
+        fast = bool(flags & wire.CMD_FLAG_FAST_ZERO)
+        if fast and length > CHANGE_PIECE:
+            # What is refused must be as it was; so the pieces are not refused one by one.
+            self._disk.check_zero(offset, length, allocate=keep)
         for start, count in self._pieces(offset, length):
             self._disk.write_zeroes(
                 start,
                 count,
                 unmap=not keep and self._disk.discard_mode == "unmap",
                 allocate=keep,
-                no_fallback=bool(flags & wire.CMD_FLAG_FAST_ZERO),
+                no_fallback=fast and start == offset,
             )
         if flags & wire.CMD_FLAG_FUA:
             self._disk.flush()
@@ -388,11 +393,17 @@ class Commands:
         return self._replies.done(cookie, offset)
 
     def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """A range in parts that are each done soon: others, and a server that stops, get a turn."""
-        for start in range(offset, offset + length, CHANGE_PIECE):
+        """A range in parts that are each done soon: others, and a server that stops, get a turn.
+
+        They end at multiples of their length, which cut no cluster.
+        """
+        start, end = offset, offset + length
+        while start < end:
             if self.leaving and start > offset:
                 raise ShuttingDown("the server is shutting down")
-            yield start, min(CHANGE_PIECE, offset + length - start)
+            stop = min(end, align_down(start, CHANGE_PIECE) + CHANGE_PIECE)
+            yield start, stop - start
+            start = stop
 
     # --- block status -----------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import errno
 from blocklayer.base.buffers import Vector, vector_length
 from blocklayer.base.errors import InvalidArgument, IoError
 from blocklayer.base.options import OptionTree
-from blocklayer.core import io as core_io
+from blocklayer.core import zeroing
 from blocklayer.core.drivers import FILTER, Driver
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import NO_FALLBACK, Node
@@ -87,7 +87,7 @@ class VerifyNode(FilterNode):
 
         def zero() -> None:
             self.child.zero(offset, length, flags)
-            core_io.zero_range(self.raw, offset, length, flags & ~NO_FALLBACK)
+            zeroing.zero_range(self.raw, offset, length, flags & ~NO_FALLBACK)
 
         self.ranges.run([(offset, offset + length)], zero)
 

@@ -22,7 +22,7 @@ from blocklayer.base.errors import FormatError, InvalidArgument
 from blocklayer.base.layout import Layout, u32, u64
 from blocklayer.base.options import OptionTree, parse_bool
 from blocklayer.base.units import SECTOR, MiB, parse_size
-from blocklayer.core import io as core_io
+from blocklayer.core import zeroing
 from blocklayer.core.drivers import FILTER, Driver
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import Node
@@ -109,7 +109,7 @@ class _Log:
             head = memoryview(entry.pack() + bytes(size - Entry.SIZE))
             self._node.writev(self._position, [head, *(vector or [])])
             if length and vector is None and not flags & FLAG_DISCARD:
-                core_io.zero_range(self._node, self._position + size, length, 0)
+                zeroing.zero_range(self._node, self._position + size, length, 0)
             self._skip(entry)
             if flags & FLAG_FLUSH or not self._entries % self._interval:
                 self._write_superblock()

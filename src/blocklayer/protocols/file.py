@@ -202,6 +202,13 @@ class FileNode(Node):
         finally:
             self._forget_data()
 
+    def check_zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Ask the file system, where it has not been asked before."""
+        if not self.is_device:
+            file_zero.check_zero(self.descriptor, self.filename, self.size, self.abilities)
+        elif self.zero_ability != NATIVE:
+            raise NotSupported(f"'{self.filename}' cannot zero without writing")
+
     def _forget_data(self) -> None:
         """There may be a new hole."""
         self._holes_made += 1

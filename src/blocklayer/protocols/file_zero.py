@@ -35,6 +35,8 @@ class Abilities:
 
     def __init__(self) -> None:
         self.zero_range = self.punch_hole = self.allocate = True
+        self.punches = False
+        """Whether a hole has been punched: then `punch_hole` is known, not hoped."""
         self.seek_data = hasattr(os, "SEEK_DATA")
 
 
@@ -94,8 +96,25 @@ def zero(
         raise IoError.from_os(error, "write_zeroes", filename, offset, length) from None
 
 
+def check_zero(descriptor: int, filename: str, size: int, abilities: Abilities) -> None:
+    """Raise `NotSupported` where `zero` would, without changing anything.
+
+    A hole behind the end of the file tells. A file system with ZERO_RANGE alone is refused as well:
+    that rung cannot be tried without a trace. On a device what is known so far has to do.
+    """
+    try:
+        if abilities.punches or _punch(abilities, descriptor, size, 1):
+            return
+    except OSError as error:
+        raise IoError.from_os(error, "write_zeroes", filename, size, 1) from None
+    raise NotSupported(f"The file system of '{filename}' cannot zero without writing")
+
+
 def _punch(abilities: Abilities, descriptor: int, offset: int, length: int) -> bool:
-    return _try(abilities, "punch_hole", descriptor, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+    mode = _PUNCH_HOLE | _KEEP_SIZE
+    done = _try(abilities, "punch_hole", descriptor, mode, offset, length)
+    abilities.punches |= done
+    return done
 
 
 def _zero_allocated(

@@ -157,17 +157,24 @@ class NbdNode(Node):
 
     def zero(self, offset: int, length: int, flags: int = 0) -> None:
         """Let the server zero."""
-        agreement = self.client.agreement
-        if not agreement.has(wire.FLAG_SEND_WRITE_ZEROES):
+        if not self.client.agreement.has(wire.FLAG_SEND_WRITE_ZEROES):
             raise NotSupported("The server cannot zero without writing")
         command_flags = 0 if flags & UNMAP and not flags & ALLOCATE else wire.CMD_FLAG_NO_HOLE
-        if flags & NO_FALLBACK:
-            if not agreement.has(wire.FLAG_SEND_FAST_ZERO):
-                raise NotSupported("The server does not tell whether it zeroes fast")
-            command_flags |= wire.CMD_FLAG_FAST_ZERO
         length = min(length, self.size - offset)
+        if flags & NO_FALLBACK and length > 0:
+            # The first command of several tells: a later one that was refused would come too late.
+            self.check_zero(offset, length, flags)
+            count = min(length, self.client.agreement.info.block_maximum)
+            fast = command_flags | wire.CMD_FLAG_FAST_ZERO
+            self._effects(wire.CMD_WRITE_ZEROES, offset, count, fast)
+            offset, length = offset + count, length - count
         if length > 0:
             self._effects(wire.CMD_WRITE_ZEROES, offset, length, command_flags)
+
+    def check_zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Whether the server would tell; it tells only when it is asked to zero."""
+        if not self.client.agreement.has(wire.FLAG_SEND_FAST_ZERO):
+            raise NotSupported("The server does not tell whether it zeroes fast")
 
     def discard(self, offset: int, length: int) -> None:
         """Trim, if the server takes such hints."""

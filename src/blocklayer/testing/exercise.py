@@ -204,9 +204,8 @@ class Exercise:
         except NotSupported:
             if not flags["no_fallback"]:
                 raise
-            # A part of the range may have been zeroed before the rest was refused.
-            self.model.maybe_zero(offset, length)
-            self._settle(offset, length)
+            # A refusal changes nothing.
+            self.model.require(offset, self.disk.read(offset, length))
             return
         self.model.write_zeroes(offset, length)
 

@@ -25,9 +25,9 @@ from itertools import groupby, islice
 from blocklayer.base.errors import BlocklayerError, Cancelled, IoError, NotSupported
 from blocklayer.base.units import MiB
 from blocklayer.core.checking import CheckResult, Problem, Repair
-from blocklayer.core.io import data_runs, zero_range
 from blocklayer.core.node import UNMAP, Node
 from blocklayer.core.rehearsal import Rehearsal
+from blocklayer.core.zeroing import data_runs, zero_range
 from blocklayer.formats.qed import quick_check
 from blocklayer.formats.qed.driver import QedNode
 from blocklayer.formats.qed.header import read_bytes

@@ -33,7 +33,6 @@ from blocklayer.base.errors import (
 from blocklayer.base.extent import BACKING, DATA, ZERO
 from blocklayer.base.options import OptionTree
 from blocklayer.base.units import INT64_MAX, SECTOR, MiB
-from blocklayer.core import io as core_io
 from blocklayer.core.checking import CheckResult, Repair
 from blocklayer.core.drivers import FORMAT, Driver
 from blocklayer.core.mapping import resolve
@@ -593,7 +592,9 @@ class QedNode(FormatNode):
                 entries[first : first + len(values)] = values
         table, fresh = self._allocate(self.geometry.table_bytes, extend=True)
         if not fresh:
-            core_io.zero_range(self.file, table, self.geometry.table_bytes, 0)
+            from blocklayer.core.zeroing import zero_range
+
+            zero_range(self.file, table, self.geometry.table_bytes, 0)
         self.tables.write_new_table(table, slices)
         return table, slices
 

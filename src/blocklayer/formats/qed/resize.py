@@ -13,7 +13,7 @@ from array import array
 from blocklayer.base.buffers import zero_vector
 from blocklayer.base.errors import IoError, NotSupported
 from blocklayer.base.extent import ZERO
-from blocklayer.core import io as core_io
+from blocklayer.core import zeroing
 from blocklayer.core.checking import Repair
 from blocklayer.formats.qed.layout import SLICE_ENTRIES, UNALLOCATED
 
@@ -37,7 +37,7 @@ def grow(node: QedNode, size: int) -> None:
     _clear_entries(node, first)
     if first < min(size, visible):
         end = min(size, node.geometry.cluster_up(visible))
-        core_io.zero_clusters(node, first, end, 0)
+        zeroing.zero_clusters(node, first, end, 0)
     node.file.flush()
     node.set_image_size(size)
 
@@ -47,7 +47,7 @@ def _zero_tail(node: QedNode, old: int, length: int, visible: int) -> None:
     placed = node.place(old, length)
     if placed is not None:
         child, host, count = placed
-        core_io.zero_range(child, host, count, 0)
+        zeroing.zero_range(child, host, count, 0)
     elif visible > old and node.map(old, 1)[0] != ZERO:
         node.writev(old, zero_vector(length))
 
@@ -61,7 +61,7 @@ def shrink(node: QedNode, size: int) -> None:
     node.set_image_size(size)
     if placed is not None:
         child, host, count = placed
-        core_io.zero_range(child, host, count, 0)
+        zeroing.zero_range(child, host, count, 0)
     _clear_entries(node, end)
     node.file.flush()
     _give_space_back(node)
