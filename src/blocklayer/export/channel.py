@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A connection's bytes: plain, or encrypted.
 
-One thread receives, several send. Sending is serialised by the channel, so that answers of
-different threads do not mix.
+One thread at a time receives, several send. Sending is serialised by the channel, so that answers
+of different threads do not mix.
 """
 
 from __future__ import annotations
@@ -95,6 +95,15 @@ class Channel:
             except BlockingIOError:
                 if time.perf_counter() > deadline:
                     return None
+
+    def has_more(self) -> bool:
+        """Whether something can be received at once; False if that cannot be told."""
+        if not _MAY_POLL:
+            return False
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
 
     def send(self, data: Buffer) -> None:
         """Send all of one buffer."""
@@ -258,6 +267,9 @@ class _EncryptedChannel(Channel):
 
     def receive_soon(self, view: memoryview) -> int:
         return self.receive_into(view)
+
+    def has_more(self) -> bool:
+        return False
 
     def receive_into(self, view: memoryview) -> int:
         while True:

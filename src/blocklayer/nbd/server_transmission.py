@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from blocklayer.base.buffers import aligned_buffer
 from blocklayer.nbd import wire
 from blocklayer.nbd.server_handshake import EXTENDED, SIMPLE
 
@@ -30,6 +31,9 @@ BUFFER_SMALL = 256 * 1024
 """The buffer of a connection that sends no large payloads."""
 
 BUFFER_LARGE = 2 * WHOLE_MAX
+
+ALIGNMENT = 4096
+"""Of the payload of a request that stands alone: copying it from there is cheaper."""
 
 SKIP_MAX = 1 << 32
 """Payloads beyond this are a broken peer, not a large request."""
@@ -51,9 +55,10 @@ class RequestReader:
         self._extended = extended
         self._magic = wire.EXTENDED_REQUEST_MAGIC if extended else wire.REQUEST_MAGIC
         self._header = layout.codec()
-        self._buffer = memoryview(bytearray(BUFFER_SMALL))
-        self._start = 0
-        self._end = 0
+        self._buffer = memoryview(aligned_buffer(BUFFER_SMALL))
+        self._origin = ALIGNMENT - self._header.size
+        """Where requests begin, so that the payload of the first one is aligned."""
+        self._start = self._end = self._origin
         self._needed = 0
         """Bytes of a request that has begun."""
         self._piece: tuple[int, int, int] | None = None
@@ -70,19 +75,39 @@ class RequestReader:
     def space(self) -> memoryview:
         """Where to receive. Everything handed out before is gone."""
         buffer = self._buffer
-        kept = self._end - self._start
-        if self._needed > len(buffer):
-            self._buffer = memoryview(bytearray(BUFFER_LARGE))
-            self._buffer[:kept] = buffer[self._start : self._end]
-            self._start, self._end = 0, kept
-        elif self._start:
-            if kept:
-                buffer[:kept] = buffer[self._start : self._end]
-            self._start, self._end = 0, kept
+        if self._needed > len(buffer) - self._origin:
+            self._exchange(memoryview(aligned_buffer(BUFFER_LARGE)))
+        elif self._start != self._origin:
+            self._exchange(buffer)
         if self._needed:
             # No more than this request: the next one finds the same memory in the cache.
             return self._buffer[self._end : self._start + self._needed]
         return self._buffer[self._end :]
+
+    @property
+    def kept(self) -> int:
+        """Bytes of a request that has begun."""
+        return self._end - self._start
+
+    def exchange(self, buffer: memoryview | None) -> memoryview:
+        """Receive into `buffer` (None: a new one) from now on; what has begun moves there.
+
+        The buffer so far, with everything in it that was handed out, is the caller's.
+        """
+        old = self._buffer
+        if buffer is None or len(buffer) != len(old):
+            buffer = memoryview(aligned_buffer(len(old)))
+        self._exchange(buffer)
+        return old
+
+    def _exchange(self, buffer: memoryview) -> None:
+        """Move what is kept to the origin of `buffer`."""
+        kept = self._end - self._start
+        origin = self._origin
+        if kept:
+            buffer[origin : origin + kept] = self._buffer[self._start : self._end]
+        self._buffer = buffer
+        self._start, self._end = origin, origin + kept
 
     def feed(self, data: bytes) -> list[Item]:
         """Take bytes that are there already; for what came behind the handshake, and tests."""
