@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import blocklayer
+from blocklayer.base.buffers import Vector, vector_length
 from blocklayer.base.errors import InvalidArgument, IoError, LockError, NotSupported, OpenError
 from blocklayer.base.extent import DATA, ZERO
 from blocklayer.base.units import KiB, MiB
@@ -24,7 +25,7 @@ from blocklayer.core.opening import CacheMode, Opener, OpenFlags
 from blocklayer.core.padding import Padded
 from blocklayer.core.zeroing import zero_range
 from blocklayer.protocols import file_io, file_zero
-from blocklayer.protocols.file import IOV_MAX, FileNode
+from blocklayer.protocols.file import IOV_MAX, WRITE_MAX, FileNode
 from blocklayer.testing.exercise import Exercise
 from blocklayer.testing.model import ModelDisk
 
@@ -120,6 +121,26 @@ def test_a_write_of_nothing_is_no_endless_loop(
     monkeypatch.setattr(file_io, "writev", lambda descriptor, vector, offset: 0)
     with pytest.raises(IoError, match="nothing was written"):
         node.writev(0, [memoryview(b"x")])
+
+
+@pytest.mark.parametrize("views", [1, 3, 2000])
+def test_one_call_writes_no_more_than_the_page_cache_likes(
+    node: FileNode, monkeypatch: pytest.MonkeyPatch, views: int
+) -> None:
+    lengths = []
+    real = file_io.writev
+
+    def watched(descriptor: int, vector: Vector, offset: int) -> int:
+        lengths.append(vector_length(vector))
+        return real(descriptor, vector, offset)
+
+    monkeypatch.setattr(file_io, "writev", watched)
+    data = os.urandom(3 * WRITE_MAX + 5)
+    step = -(-len(data) // views)
+    node.writev(7, [memoryview(data)[at : at + step] for at in range(0, len(data), step)])
+    assert max(lengths) <= WRITE_MAX
+    assert sum(lengths) == len(data)
+    assert read(node, 7, len(data)) == data
 
 
 def test_writes_behind_the_end_grow_the_file(node: FileNode, path: Path) -> None:

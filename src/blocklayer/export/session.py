@@ -43,6 +43,9 @@ SLOW_RUN = 64
 TURN_MIN = 128 * 1024
 """Bytes that are written in one thread while another receives: less is done before it has woken."""
 
+TURN_ITEMS_MAX = 4
+"""Writes in them: many small ones would have the interpreter change hands all the time."""
+
 TURN_KEPT_MAX = 32 * 1024
 """Bytes of the next request that are copied for that."""
 
@@ -141,7 +144,8 @@ class Session:
     def _may_hand_over(self, items: list[Item]) -> bool:
         """Whether another thread should receive while this one writes `items`."""
         return (
-            sum(item[4] for item in items) >= TURN_MIN
+            len(items) <= TURN_ITEMS_MAX
+            and sum(item[4] for item in items) >= TURN_MIN
             and all(item[0] == _WRITE for item in items)
             and self._reader.kept <= TURN_KEPT_MAX
             and self._channel.has_more()

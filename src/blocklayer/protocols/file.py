@@ -16,6 +16,7 @@ from blocklayer.base.buffers import Vector, fill_zero, slice_vector, vector_leng
 from blocklayer.base.errors import InvalidArgument, IoError, NotSupported, OpenError, ReadOnly
 from blocklayer.base.extent import DATA, ZERO
 from blocklayer.base.options import OptionTree, parse_bool
+from blocklayer.base.units import MiB
 from blocklayer.core.beneath import Located
 from blocklayer.core.drivers import PROTOCOL, Driver
 from blocklayer.core.node import EMULATE, NATIVE, Mapped, Node
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 
 IOV_MAX = 1024
 """Buffers in one vectored call (Linux: UIO_MAXIOV)."""
+
+
+WRITE_MAX = MiB
+"""Bytes of one system call into the page cache, which may keep them as one folio: for larger ones
+the kernel may have to move memory about first, and whoever overwrites a part of them pays more."""
 
 
 OPEN_FILES = "/proc/self/fd"
@@ -179,8 +185,11 @@ class FileNode(Node):
 
     def _write_all(self, offset: int, vector: Vector, length: int) -> None:
         done = 0
+        most = length if self._flags.cache.direct else WRITE_MAX
         while done < length:
-            part = vector if not done else slice_vector(vector, done, length - done)
+            part = vector
+            if done or length > most:
+                part = slice_vector(vector, done, min(length - done, most))
             try:
                 count = file_io.writev(self.descriptor, part[:IOV_MAX], offset + done)
             except OSError as error:
