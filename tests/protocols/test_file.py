@@ -25,7 +25,7 @@ from blocklayer.core.opening import CacheMode, Opener, OpenFlags
 from blocklayer.core.padding import Padded
 from blocklayer.core.zeroing import zero_range
 from blocklayer.protocols import file_io, file_zero
-from blocklayer.protocols.file import IOV_MAX, WRITE_MAX, FileNode
+from blocklayer.protocols.file import FOLIO_MAX, IOV_MAX, FileNode
 from blocklayer.testing.exercise import Exercise
 from blocklayer.testing.model import ModelDisk
 
@@ -123,24 +123,27 @@ def test_a_write_of_nothing_is_no_endless_loop(
         node.writev(0, [memoryview(b"x")])
 
 
+@pytest.mark.parametrize("offset", [0, 7, 64 * KiB, 2 * FOLIO_MAX])
 @pytest.mark.parametrize("views", [1, 3, 2000])
-def test_one_call_writes_no_more_than_the_page_cache_likes(
-    node: FileNode, monkeypatch: pytest.MonkeyPatch, views: int
+def test_no_call_writes_what_becomes_a_huge_folio(
+    node: FileNode, monkeypatch: pytest.MonkeyPatch, offset: int, views: int
 ) -> None:
-    lengths = []
+    calls = []
     real = file_io.writev
 
     def watched(descriptor: int, vector: Vector, offset: int) -> int:
-        lengths.append(vector_length(vector))
+        calls.append((offset, vector_length(vector)))
         return real(descriptor, vector, offset)
 
     monkeypatch.setattr(file_io, "writev", watched)
-    data = os.urandom(3 * WRITE_MAX + 5)
+    data = os.urandom(6 * FOLIO_MAX + 5)
     step = -(-len(data) // views)
-    node.writev(7, [memoryview(data)[at : at + step] for at in range(0, len(data), step)])
-    assert max(lengths) <= WRITE_MAX
-    assert sum(lengths) == len(data)
-    assert read(node, 7, len(data)) == data
+    node.writev(offset, [memoryview(data)[at : at + step] for at in range(0, len(data), step)])
+    for place, length in calls:
+        first_border = -(-place // (2 * FOLIO_MAX)) * 2 * FOLIO_MAX
+        assert place + length - first_border < 2 * FOLIO_MAX
+    assert sum(length for _, length in calls) == len(data)
+    assert read(node, offset, len(data)) == data
 
 
 def test_writes_behind_the_end_grow_the_file(node: FileNode, path: Path) -> None:

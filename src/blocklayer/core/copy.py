@@ -7,28 +7,34 @@
 Reading and writing overlap on two cores, and writing in order keeps the target's clusters in the
 order of the guest. Buffers are few and reused, so memory does not depend on the image; a buffer
 collects small extents, zeroes between them included, so that hand-overs are few as well.
+
+Where every byte of the target has its place already, and both ends are local, two threads do the
+same instead, each with buffers of its own: read, look for zeroes, write. What one has read is in
+its core's cache when it writes it, and nobody waits for anybody. (`_run_in_any_order`)
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 
-from blocklayer.base.align import align_down, align_up
-from blocklayer.base.buffers import ZERO_CHUNK, ZEROES
+from blocklayer.base.align import align_down
 from blocklayer.base.errors import BlocklayerError, FormatError, IoError
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
 from blocklayer.base.record import Record, fresh
 from blocklayer.base.units import SECTOR, KiB, MiB
+from blocklayer.core.copy_sources import Source
 from blocklayer.core.disk import Disk
+from blocklayer.core.node import Node
+from blocklayer.core.zero_runs import find_zeroes
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from queue import Empty, SimpleQueue
-    from typing import TypeAlias
 else:
     try:
         from _queue import Empty, SimpleQueue  # what is around it imports heapq
@@ -36,15 +42,18 @@ else:
         from queue import Empty, SimpleQueue
 
 PIECE = 2 * MiB
-"""Bytes read at once."""
+"""Bytes read at once where one thread reads and another writes."""
+
+OWN_PIECE = 512 * KiB
+"""The same where each thread reads and writes: half of the cache that a core has to itself."""
 
 BUFFERS = 4
 """Pieces between reader and writer."""
 
-LOADS_ALONE = 2
-"""Buffers that are filled and written by one thread before another one reads ahead.
+ALONE = 4 * MiB
+"""Bytes of buffers that are filled and written by one thread before there is another one.
 
-Nearly every small image is one: starting a thread for that costs more than it saves.
+Nearly every small image is less: starting a thread for that costs more than it saves.
 """
 
 SALVAGE_STEP = 64 * KiB
@@ -65,92 +74,6 @@ EXTENTS_AT_ONCE = 4096
 
 RUNS_MAX = 1024
 """Runs in one buffer: bounds what one commit makes visible of an image of tiny pieces."""
-
-
-class Concatenation:
-    """Several disks one after the other."""
-
-    def __init__(self, disks: list[Disk]) -> None:
-        self._disks = disks
-        self._starts = [0]
-        for disk in disks:
-            self._starts.append(self._starts[-1] + disk.size)
-        self.size = self._starts[-1]
-
-    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
-        """The disks' extents, moved to where each disk starts."""
-        end = self.size if length is None else offset + length
-        for start, disk in zip(self._starts, self._disks, strict=False):
-            first, last = max(0, offset - start), min(disk.size, end - start)
-            if first < last:
-                for extent in disk.extents(first, last - first):
-                    yield extent.moved(extent.offset + start)
-
-    def read_each(self, requests: Sequence[tuple[int, memoryview]]) -> None:
-        """Read one after the other."""
-        for offset, view in requests:
-            self.read_into(offset, view)
-
-    def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Read across the borders of disks."""
-        done = 0
-        for start, disk in zip(self._starts, self._disks, strict=False):
-            position = offset + done - start
-            if 0 <= position < disk.size and done < len(buffer):
-                count = min(disk.size - position, len(buffer) - done)
-                disk.read_into(position, buffer[done : done + count])
-                done += count
-        return done
-
-
-class Window:
-    """A part of a disk."""
-
-    def __init__(self, disk: Disk, start: int, size: int) -> None:
-        self._disk = disk
-        self._start = start
-        self.size = size
-
-    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
-        """The disk's extents, counted from where the window begins."""
-        length = self.size - offset if length is None else length
-        for extent in self._disk.extents(self._start + offset, length):
-            yield extent.moved(extent.offset - self._start)
-
-    def read_each(self, requests: Sequence[tuple[int, memoryview]]) -> None:
-        """Read from the window."""
-        self._disk.read_each([(self._start + offset, view) for offset, view in requests])
-
-    def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Read from the window."""
-        self._disk.read_into(self._start + offset, buffer)
-        return len(buffer)
-
-
-class Segment:
-    """A part of a disk at its own offsets: copying it leaves the rest of the target alone."""
-
-    def __init__(self, source: Disk | Concatenation, start: int, end: int) -> None:
-        self._source = source
-        self._start = start
-        self.size = end
-
-    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
-        """The extents of the part; of what lies before it, none."""
-        end = self.size if length is None else offset + length
-        start = max(offset, self._start)
-        return self._source.extents(start, max(0, end - start))
-
-    def read_each(self, requests: Sequence[tuple[int, memoryview]]) -> None:
-        """Read at the disk's own offsets."""
-        self._source.read_each(requests)
-
-    def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Read at the disk's own offset."""
-        return self._source.read_into(offset, buffer)
-
-
-Source: TypeAlias = "Disk | Concatenation | Window | Segment"
 
 
 class CopyResult(Record):
@@ -194,12 +117,14 @@ class _Load:
     runs    the same when it is read and its zeroes are found, ascending
     """
 
-    __slots__ = ("buffer", "filled", "guest", "pieces", "runs")
+    __slots__ = ("buffer", "data", "filled", "guest", "pieces", "runs", "zero")
 
     def __init__(self, buffer: bytearray) -> None:
         self.buffer = buffer
         self.filled = 0
         self.guest = 0
+        self.data = 0
+        self.zero = 0
         self.pieces: list[tuple[int, int, int]] = []
         self.runs: list[tuple[int, int, int]] = []
 
@@ -255,6 +180,21 @@ def _may_share(options: CopyOptions) -> bool:
     return unseen and options.share and options.sparse_size > 0
 
 
+def _has_no_order(source: Source, target: Disk, options: CopyOptions) -> bool:
+    """Whether it is all the same what is copied first."""
+    if options.only_differences or options.salvage or options.rate_limit:
+        return False
+    disks = [source] if isinstance(source, Disk) else source.disks
+    has_places = target.node.driver == "raw"
+    return has_places and all(_is_local(disk.node) for disk in [*disks, target])
+
+
+def _is_local(node: Node) -> bool:
+    """Whether all of it is in files that the kernel has in its page cache."""
+    children = list(node.children.values())
+    return all(map(_is_local, children)) if children else node.inline_descriptor is not None
+
+
 class _Copy:
     def __init__(
         self, source: Source, target: Disk, options: CopyOptions, reporter: Reporter
@@ -268,58 +208,117 @@ class _Copy:
         self._ready: SimpleQueue[_Load | BaseException | None] = SimpleQueue()
         self._stop = threading.Event()
         self._pace = Pace(options.rate_limit, reporter)
+        self._in_any_order = _has_no_order(source, target, options)
+        self._piece = OWN_PIECE if self._in_any_order else PIECE
+        self._turn = threading.Lock()
+        """Held by whoever asks for the next load."""
         for _ in range(BUFFERS):
             self._free.put(bytearray())  # made when it is needed, as large as it has to be
 
     def run(self) -> CopyResult:
         loads = self._loads()
-        for _ in range(LOADS_ALONE):
+        for _ in range(ALONE // self._piece):
             load = next(loads, None)
             if load is None:
                 return self._result
-            self._take(load)
-        reader = threading.Thread(
-            target=self._read_all, args=(loads,), name="blocklayer-copy", daemon=True
-        )
-        reader.start()
-        try:
-            while (next_load := self._next_load()) is not None:
-                if isinstance(next_load, BaseException):
-                    raise next_load
-                self._take(next_load)
-        finally:
-            self._stop.set()
-            reader.join()
+            self._take(self._fill(load))
+        run = self._run_in_any_order if self._in_any_order else self._run_in_order
+        run(loads)
         return self._result
 
-    def _take(self, load: _Load) -> None:
-        """Write a buffer, and give it back."""
-        data, zero = self._result.data, self._result.zero
-        self._write(load)
-        data, zero = self._result.data - data, self._result.zero - zero
-        self._reporter.advance(load.guest, zero=zero, skipped=load.guest - data - zero)
-        self._pace.advance(data)
-        self._free.put(load.buffer)
+    def _run_in_order(self, loads: Iterator[_Load]) -> None:
+        """Write what another thread reads."""
+        with self._helped_by(self._read_all, loads):
+            while (load := self._next_ready()) is not None:
+                self._take(load)
 
-    def _next_load(self) -> _Load | BaseException | None:
-        """Wait for the reader, whose storage may be slow, and notice a cancellation meanwhile."""
-        while True:
-            try:
-                return self._ready.get(timeout=STEP_SECONDS)
-            except Empty:
-                self._reporter.check()
+    def _run_in_any_order(self, loads: Iterator[_Load]) -> None:
+        """Read and write what another thread does not; progress is told by this one alone."""
+        with self._helped_by(self._copy_all, loads):
+            ended = False
+            for load in self._shared(loads):
+                self._take(self._fill(load))
+                while not ended and not self._ready.empty():
+                    ended = self._tell_ready()
+            while not ended:
+                ended = self._tell_ready()
 
-    # --- reader ---------------------------------------------------------------------------------
+    def _tell_ready(self) -> bool:
+        """Count what the helper has written; whether that was all."""
+        load = self._next_ready()
+        if load is not None:
+            self._tell(load)
+        return load is None
 
-    def _read_all(self, loads: Iterator[_Load]) -> None:
+    @contextmanager
+    def _helped_by(
+        self, work: Callable[[Iterator[_Load]], None], loads: Iterator[_Load]
+    ) -> Iterator[None]:
+        helper = threading.Thread(
+            target=self._help, args=(work, loads), name="blocklayer-copy", daemon=True
+        )
+        helper.start()
         try:
-            for load in loads:
-                self._ready.put(load)
+            yield
+        finally:
+            self._stop.set()
+            helper.join()
+
+    def _help(self, work: Callable[[Iterator[_Load]], None], loads: Iterator[_Load]) -> None:
+        try:
+            work(loads)
             self._ready.put(None)
         except _Stopped:
             return
         except BaseException as error:
             self._ready.put(error)
+
+    def _read_all(self, loads: Iterator[_Load]) -> None:
+        for load in loads:
+            self._ready.put(self._fill(load))
+
+    def _copy_all(self, loads: Iterator[_Load]) -> None:
+        for load in self._shared(loads):
+            self._write(self._fill(load))
+            self._free.put(load.buffer)
+            self._ready.put(load)
+
+    def _shared(self, loads: Iterator[_Load]) -> Iterator[_Load]:
+        """Those of the loads that this thread gets."""
+        while True:
+            with self._turn:
+                load = next(loads, None)
+            if load is None:
+                return
+            yield load
+
+    def _take(self, load: _Load) -> None:
+        """Write a buffer, and give it back."""
+        self._write(load)
+        self._free.put(load.buffer)
+        self._tell(load)
+
+    def _tell(self, load: _Load) -> None:
+        """Count a load that is written."""
+        self._result.data += load.data
+        self._result.zero += load.zero
+        skipped = load.guest - load.data - load.zero
+        self._reporter.advance(load.guest, zero=load.zero, skipped=skipped)
+        self._pace.advance(load.data)
+
+    def _next_ready(self) -> _Load | None:
+        """Wait for the helper, whose storage may be slow, and notice a cancellation meanwhile."""
+        while True:
+            try:
+                load = self._ready.get(timeout=STEP_SECONDS)
+            except Empty:
+                self._reporter.check()
+                continue
+            if isinstance(load, BaseException):
+                raise load
+            return load
+
+    # --- what to read ---------------------------------------------------------------------------
 
     def _new_load(self) -> _Load:
         while True:
@@ -331,7 +330,8 @@ class _Copy:
                 continue
 
     def _loads(self) -> Iterator[_Load]:
-        """Fill buffers; data is cut at multiples of PIECE, so that clusters stay whole."""
+        """What goes into each buffer; data is cut at multiples of pieces: clusters stay whole."""
+        piece = self._piece
         load = self._new_load()
         zeroes = 0
         for extent in self._extents():
@@ -341,20 +341,20 @@ class _Copy:
                 # More and more of them: the walk may have taken long already.
                 zeroes += 1
                 if zeroes > RUNS_MAX or (load.pieces and not load.filled):
-                    yield self._fill(load)
+                    yield load
                     load, zeroes = self._new_load(), 1
                 load.pieces.append((extent.offset, extent.length, -1))
                 continue
             position = extent.offset
             while position < extent.end:
-                count = min(extent.end, align_down(position, PIECE) + PIECE) - position
-                if load.filled + count > PIECE or len(load.pieces) >= RUNS_MAX:
-                    yield self._fill(load)
+                count = min(extent.end, align_down(position, piece) + piece) - position
+                if load.filled + count > piece or len(load.pieces) >= RUNS_MAX:
+                    yield load
                     load, zeroes = self._new_load(), 0
                 load.pieces.append((position, count, load.filled))
                 load.filled += count
                 position += count
-        yield self._fill(load)
+        yield load
 
     def _extents(self) -> Iterator[Extent]:
         """The source's extents; when salvaging, what its tables cannot tell is zeroes."""
@@ -427,16 +427,16 @@ class _Copy:
         with memoryview(load.buffer) as view:
             for offset, length, start in load.runs:
                 if start < 0:
+                    load.zero += length
                     self._write_zero(offset, length)
                 else:
                     data.extend(self._changed(offset, view[start : start + length]))
             self._target.write_many(data)
             for _, part in data:
-                self._result.data += len(part)
+                load.data += len(part)
                 part.release()
 
     def _write_zero(self, offset: int, length: int) -> None:
-        self._result.zero += length
         options = self._options
         if options.target_is_zero:
             return
@@ -484,36 +484,3 @@ def changing_ranges(
             if wanted(extent):
                 yield extent.offset, extent.length
         position = batch[-1].end
-
-
-def find_zeroes(
-    buffer: bytearray, start: int, length: int, offset: int, granularity: int
-) -> list[tuple[int, int, bool]]:
-    """Cut `length` bytes at `start` into runs (start, length, is zero).
-
-    Zeroes count in whole blocks of `granularity`, aligned to the guest `offset` of the first byte.
-    """
-    if not granularity:
-        return [(start, length, False)]
-    runs: list[tuple[int, int, bool]] = []
-    run_start, run_zero = start, False
-    position, end = start, start + length
-    block_end = start + align_up(offset + 1, granularity) - offset
-    starts = buffer.startswith
-    block = ZEROES[: min(granularity, ZERO_CHUNK)]
-    while position < end:
-        block_end = min(block_end, end)
-        if buffer[position]:
-            zero = False
-        elif block_end - position == len(block):
-            zero = starts(block, position)
-        else:
-            zero = not any(buffer[position:block_end])
-        if zero != run_zero:
-            if position > run_start:
-                runs.append((run_start, position - run_start, run_zero))
-            run_start, run_zero = position, zero
-        position = block_end
-        block_end += granularity
-    runs.append((run_start, end - run_start, run_zero))
-    return runs

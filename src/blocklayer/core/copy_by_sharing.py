@@ -8,10 +8,11 @@ from itertools import islice
 from blocklayer.base.errors import NotSupported
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
-from blocklayer.core.copy import CopyOptions, CopyResult, find_zeroes
+from blocklayer.core.copy import CopyOptions, CopyResult
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode
 from blocklayer.core.share import COPY_MAX, locate, share
+from blocklayer.core.zero_runs import find_zeroes
 
 TRIES = 3
 """The first bytes of an extent may have to be copied; then it is seen whether blocks are shared."""

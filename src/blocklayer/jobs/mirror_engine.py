@@ -20,12 +20,12 @@ from blocklayer.base.buffers import Vector, slice_vector, vector_length
 from blocklayer.base.errors import BlocklayerError, NotSupported
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.bitmap import Bitmap
-from blocklayer.core.copy import find_zeroes
 from blocklayer.core.disk import Disk
 from blocklayer.core.kernel_copy import copy_in_kernel
 from blocklayer.core.mapping import reads_as_zero, row_batches
 from blocklayer.core.node import ALLOCATE, UNMAP, Node, Span
 from blocklayer.core.requests import RangeLock
+from blocklayer.core.zero_runs import find_zeroes
 from blocklayer.jobs.zero_bitmap import ZeroBitmap
 
 BLOCK = 4 * KiB

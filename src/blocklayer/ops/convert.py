@@ -14,11 +14,11 @@ from blocklayer.base.record import Record
 from blocklayer.base.units import SECTOR, MiB, parse_size
 from blocklayer.core.copy import (
     ZERO_GRANULARITY,
-    Concatenation,
     CopyOptions,
     changing_ranges,
     copy,
 )
+from blocklayer.core.copy_sources import Concatenation
 from blocklayer.core.disk import Disk
 from blocklayer.core.identity import file_identity, is_file_of
 from blocklayer.core.node import FormatNode, Node

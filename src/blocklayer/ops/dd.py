@@ -10,7 +10,8 @@ from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.record import Record
 from blocklayer.base.units import SECTOR
-from blocklayer.core.copy import CopyOptions, Window, copy
+from blocklayer.core.copy import CopyOptions, copy
+from blocklayer.core.copy_sources import Window
 from blocklayer.core.opening import FilenameLike, path_of
 from blocklayer.ops.convert import is_zero_when_new, refuse_same_file
 from blocklayer.ops.create import create, find_driver, remove

@@ -26,7 +26,8 @@ from blocklayer.base.errors import (
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
 from blocklayer.base.units import SECTOR, MiB
-from blocklayer.core.copy import CopyOptions, Segment, changing_ranges, copy
+from blocklayer.core.copy import CopyOptions, changing_ranges, copy
+from blocklayer.core.copy_sources import Segment
 from blocklayer.core.disk import Disk
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.ops.create import create, remove

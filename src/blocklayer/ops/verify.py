@@ -13,7 +13,7 @@ from blocklayer.base.errors import IoError
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
 from blocklayer.base.units import MiB
-from blocklayer.core.copy import Concatenation
+from blocklayer.core.copy_sources import Concatenation
 from blocklayer.core.disk import Disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time

@@ -16,7 +16,7 @@ from blocklayer.base.buffers import Vector, fill_zero, slice_vector, vector_leng
 from blocklayer.base.errors import InvalidArgument, IoError, NotSupported, OpenError, ReadOnly
 from blocklayer.base.extent import DATA, ZERO
 from blocklayer.base.options import OptionTree, parse_bool
-from blocklayer.base.units import MiB
+from blocklayer.base.units import KiB
 from blocklayer.core.beneath import Located
 from blocklayer.core.drivers import PROTOCOL, Driver
 from blocklayer.core.node import EMULATE, NATIVE, Mapped, Node
@@ -31,9 +31,9 @@ IOV_MAX = 1024
 """Buffers in one vectored call (Linux: UIO_MAXIOV)."""
 
 
-WRITE_MAX = MiB
-"""Bytes of one system call into the page cache, which may keep them as one folio: for larger ones
-the kernel may have to move memory about first, and whoever overwrites a part of them pays more."""
+FOLIO_MAX = 512 * KiB
+"""Bytes of a write that the page cache may keep as one folio: for larger ones the kernel may have
+to move memory about first, and whoever overwrites a part of them pays more."""
 
 
 OPEN_FILES = "/proc/self/fd"
@@ -185,9 +185,9 @@ class FileNode(Node):
 
     def _write_all(self, offset: int, vector: Vector, length: int) -> None:
         done = 0
-        most = length if self._flags.cache.direct else WRITE_MAX
         while done < length:
             part = vector
+            most = length if self._flags.cache.direct else _write_max(offset + done)
             if done or length > most:
                 part = slice_vector(vector, done, min(length - done, most))
             try:
@@ -388,6 +388,11 @@ class FileNode(Node):
     def info(self) -> dict[str, Any]:
         """Space that the file takes on its file system."""
         return {"actual-size": os.fstat(self.descriptor).st_blocks * 512}
+
+
+def _write_max(offset: int) -> int:
+    """Bytes for one call: a folio is no larger than what the place of its first byte allows."""
+    return 2 * FOLIO_MAX if offset % (2 * FOLIO_MAX) else FOLIO_MAX
 
 
 def _direct_alignment(descriptor: int) -> int:
