@@ -13,11 +13,18 @@ from blocklayer.base.units import KiB, MiB
 from blocklayer.core.disk import Disk
 from blocklayer.core.hooks import WriteHooks
 from blocklayer.core.kernel_copy import AVAILABLE, copy_in_kernel
+from blocklayer.protocols.file import FileNode
 from blocklayer.protocols.memory import MemoryNode
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="there is no copy_file_range here")
 SIZE = 2 * MiB
 FORMATS = ["raw", "qed"]
+
+
+@pytest.fixture(autouse=True)
+def sharing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the file system could share blocks: what the kernel does is the same elsewhere."""
+    monkeypatch.setattr(FileNode, "can_share", lambda self, descriptor: True)
 
 
 def make(path: Path, format: str, data: bytes = b"") -> Disk:
@@ -56,6 +63,17 @@ def test_from_any_format_to_any_other(
     if target_format == "qed":
         result = blocklayer.check(tmp_path / "target")
         assert (result.corruptions, result.leaks) == (0, 0)
+
+
+def test_where_blocks_cannot_be_shared_others_are_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileNode, "can_share", lambda self, descriptor: False)
+    with (
+        make(tmp_path / "source", "raw", content()) as source,
+        make(tmp_path / "target", "raw") as target,
+    ):
+        assert copy_in_kernel(source.node, target, 0, SIZE) == 0
 
 
 def test_parts_of_new_clusters_are_left_to_others(tmp_path: Path) -> None:

@@ -42,6 +42,21 @@ def read_all(path: Path, format: str) -> bytes:
         return disk.read(0, disk.size)
 
 
+@pytest.mark.parametrize("mounted", [on("xfs"), on("btrfs"), on("ext2")], indirect=True)
+def test_file_systems_tell_whether_they_can(mounted: Path, request: pytest.FixtureRequest) -> None:
+    expected = request.node.callspec.params["mounted"] != "ext2"
+    contents = []
+    for name in ("one", "two"):
+        contents.append(full(mounted / name, 2 * MiB))
+    with (
+        blocklayer.open(mounted / "one", format="raw") as one,
+        blocklayer.open(mounted / "two", format="raw", mode="r+") as two,
+    ):
+        storage = two.node.children["file"]
+        assert storage.can_share(one.node.children["file"].inline_descriptor or -1) == expected
+    assert [read_all(mounted / name, "raw") for name in ("one", "two")] == contents
+
+
 @shareable
 @pytest.mark.parametrize("source_format", ["raw", "qed"])
 @pytest.mark.parametrize("target_format", ["raw", "qed"])

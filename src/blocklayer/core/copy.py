@@ -29,7 +29,6 @@ from blocklayer.base.record import Record, fresh
 from blocklayer.base.units import SECTOR, KiB, MiB
 from blocklayer.core.copy_sources import Source
 from blocklayer.core.disk import Disk
-from blocklayer.core.node import Node
 from blocklayer.core.zero_runs import find_zeroes
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -186,13 +185,7 @@ def _has_no_order(source: Source, target: Disk, options: CopyOptions) -> bool:
         return False
     disks = [source] if isinstance(source, Disk) else source.disks
     has_places = target.node.driver == "raw"
-    return has_places and all(_is_local(disk.node) for disk in [*disks, target])
-
-
-def _is_local(node: Node) -> bool:
-    """Whether all of it is in files that the kernel has in its page cache."""
-    children = list(node.children.values())
-    return all(map(_is_local, children)) if children else node.inline_descriptor is not None
+    return has_places and all(disk.node.is_local for disk in [*disks, target])
 
 
 class _Copy:

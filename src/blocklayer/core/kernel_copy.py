@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copying from file to file inside the kernel: no byte passes through this process.
 
-Several times as fast as reading and writing, and on file systems that can share blocks hardly
-anything is moved at all. It is tried where both ends are plain files; whoever calls this has
-another way for everything else, and for every failure.
+On file systems that can share blocks hardly anything is moved at all. It is tried where both ends
+are plain files on such a one; elsewhere the kernel copies page by page, and two threads that read
+and write are faster. Whoever calls this has another way for everything else, and for every failure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def copy_in_kernel(source: Node, target: Disk, offset: int, length: int) -> int:
         return 0
     file, host, count = found
     descriptor = file.inline_descriptor
-    if descriptor is None or host + count > file.size or _shows_zeroes(descriptor, host, count):
+    if descriptor is None or host + count > file.size:
+        return 0
+    storage = target.node.file if isinstance(target.node, FormatNode) else target.node
+    if not storage.can_share(descriptor) or _shows_zeroes(descriptor, host, count):
         return 0
     return target.copy_range(descriptor, host, offset, count)
 

@@ -133,6 +133,14 @@ class Node:
         """The descriptor whose offsets are this node's, if requests may bypass the node."""
         return None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether all that is below is in files that the kernel has in its page cache."""
+        children = self.children.values()
+        if children:
+            return all(child.is_local for child in children)
+        return self.inline_descriptor is not None
+
     # --- moving bytes: protocols and filters ----------------------------------------------------
 
     def readv(self, offset: int, vector: Vector) -> None:
@@ -166,6 +174,10 @@ class Node:
     def share(self, descriptor: int, source_offset: int, offset: int, length: int) -> None:
         """Make a range refer to the blocks of an open file; `NotSupported` if that cannot be."""
         raise NotSupported(f"{self.driver} cannot share blocks with a file")
+
+    def can_share(self, descriptor: int) -> bool:
+        """Whether `share` with an open file has a chance; changes nothing."""
+        return False
 
     def discard(self, offset: int, length: int) -> None:
         """Hint that nobody needs the range; its content is undefined afterwards."""

@@ -9,6 +9,7 @@ filter   what the job puts above the source, to see writes; taken out at the end
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -57,7 +58,10 @@ LEAP = 64 * MiB
 """What is left to whoever copies it, where asking would take longer: small extents of a file."""
 
 WORKERS = 4
-"""Steps in flight; more only make the same two memory buses wait for each other."""
+"""Steps in flight where one side is far away."""
+
+WORKERS_LOCAL = max(2, min(WORKERS, os.cpu_count() or 1))
+"""Steps in flight from file to file: more only wait for each other."""
 
 CAUTION_MAX = 12
 
@@ -131,7 +135,9 @@ class CopyingJob(Job):
         buffer = options["buf_size"] or BUFFER_DEFAULT
         self._step_bytes = max(min(STEP_BYTES, buffer), self.engine.granularity)
         name = f"blocklayer-{self.id}"
-        count = max(1, min(WORKERS, buffer // self._step_bytes))
+        is_local = self.source.is_local and options["target"].is_local
+        workers = WORKERS_LOCAL if is_local else WORKERS
+        count = max(1, min(workers, buffer // self._step_bytes))
         self._workers = Workers(name, count, self._step_bytes, self._take_step)
         self._early = EarlyFlush(
             f"{name}-flush",
@@ -190,7 +196,7 @@ class CopyingJob(Job):
         """Let go of the target and of the names."""
         if hasattr(self, "_early"):
             self._workers.close()
-            self._early.wait()
+            self._early.close()
         self.graph.unblock(self)
         if hasattr(self, "target"):
             self.target.close()

@@ -37,6 +37,12 @@ EMULATED_ZERO_MAX = 16 * MiB
 KERNEL_MIN = 64 * KiB
 """What is shorter is as fast with a buffer."""
 
+LOOK_MAX = MiB
+"""What is shorter is read and looked at, without asking the source where it reads as zeroes.
+
+Looking costs little where there is data, and dirty granules rarely are holes.
+"""
+
 SMALL_EXTENT = 64 * KiB
 """Asking where such a one ends takes longer than reading it, while other threads want to run."""
 
@@ -177,6 +183,9 @@ class Engine:
         Where they are small and each costs a question, the rest is `MIXED`: it is read and looked
         at, which is faster.
         """
+        if length <= LOOK_MAX:
+            yield offset, length, MIXED
+            return
         least = 1 if known_zero else self._zero_min
         start, end, kind = offset, offset + length, BYTES
         try:

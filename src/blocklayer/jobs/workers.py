@@ -103,25 +103,48 @@ class EarlyFlush:
         self._failed = failed
         self._written = 0
         self._thread: threading.Thread | None = None
+        self._wanted: SimpleQueue[bool] = SimpleQueue()
+        self._idle = threading.Lock()
+        """Held from when a flush is wanted until it is done."""
 
     def written(self, amount: int) -> None:
         """So many bytes more; only one thread calls this at a time."""
         self._written += amount
-        busy = self._thread is not None and self._thread.is_alive()
-        if self._written >= self._every and not busy:
+        if self._written >= self._every and self._idle.acquire(blocking=False):
             self._written = 0
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            if self._thread is None and not self._start_thread():
+                self._idle.release()
+                return
+            self._wanted.put(True)
 
-    def _run(self) -> None:
+    def _start_thread(self) -> bool:
+        thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
         try:
-            if not self._begin():
-                self._every = self._whole
-                self._flush()
-        except Exception as error:
-            self._failed(error)
+            thread.start()
+        except RuntimeError:  # the system has no more; the flush at the end does it all
+            return False
+        self._thread = thread
+        return True
+
+    def _serve(self) -> None:
+        while self._wanted.get():
+            try:
+                if not self._begin():
+                    self._every = self._whole
+                    self._flush()
+            except Exception as error:
+                self._failed(error)
+            finally:
+                self._idle.release()
 
     def wait(self) -> None:
         """Wait for a flush that is on its way."""
-        if self._thread is not None:
-            self._thread.join()
+        with self._idle:
+            pass
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._wanted.put(False)
+            thread.join()

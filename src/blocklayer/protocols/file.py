@@ -238,6 +238,12 @@ class FileNode(Node):
             )
             self.size = max(self.size, offset + length)
 
+    def can_share(self, descriptor: int) -> bool:
+        """Ask the file system."""
+        from blocklayer.protocols import file_share
+
+        return file_share.can_share(self.descriptor, descriptor)
+
     def discard(self, offset: int, length: int) -> None:
         """Punch a hole; a file system that cannot leaves the bytes as they are."""
         length = min(length, self.size - offset)

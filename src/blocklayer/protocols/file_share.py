@@ -54,3 +54,21 @@ def share(
         if error.errno in _CANNOT:
             raise NotSupported(f"'{filename}' cannot share blocks here: {error.strerror}") from None
         raise IoError.from_os(error, "share blocks", filename, offset, length) from None
+
+
+def can_share(descriptor: int, source: int) -> bool:
+    """Whether two open files may refer to the same blocks; nothing is changed.
+
+    Asked with offsets that no file system takes: one that shares blocks objects to them, another to
+    the question.
+    """
+    try:
+        from fcntl import ioctl
+    except ImportError:
+        return False
+    arguments = FileCloneRange(src_fd=source, src_offset=1, src_length=1, dest_offset=1).pack()
+    try:
+        ioctl(descriptor, _FICLONERANGE, arguments)
+    except OSError as error:
+        return error.errno == errno.EINVAL
+    return True
