@@ -105,14 +105,16 @@ class Writers:
         blocks = list(range(SIZE // BLOCK))
         rng.shuffle(blocks)
         share = len(blocks) // CONNECTIONS
-        self._writers = [
-            Writer(
-                connect(mode=rng.choice(MODES)),
-                blocks[share * number : share * (number + 1)],
-                rng.getrandbits(32),
-            )
-            for number in range(CONNECTIONS)
-        ]
+        self._writers: list[Writer] = []
+        try:
+            for number in range(CONNECTIONS):
+                peer = connect(mode=rng.choice(MODES))
+                part = blocks[share * number : share * (number + 1)]
+                self._writers.append(Writer(peer, part, rng.getrandbits(32)))
+        except BaseException:
+            for writer in self._writers:
+                writer.peer.close()
+            raise
         self._threads = [threading.Thread(target=writer.run) for writer in self._writers]
         for thread in self._threads:
             thread.start()
