@@ -86,3 +86,24 @@ def test_source_is_not_overwritten(tmp_path: Path, source: tuple[Path, bytes], n
     with pytest.raises(BlocklayerError, match="part of the source"):
         dd(source[0], tmp_path / name)
     assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("format", ["raw", "qed"])
+def test_a_hole_as_long_as_the_data_before_it_and_a_byte(
+    tmp_path: Path, rng: random.Random, format: str
+) -> None:
+    content = rng.randbytes(4096) + bytes(4096) + rng.randbytes(8192)
+    with open(tmp_path / "source", "wb") as file:
+        file.write(content[:4096])
+        file.seek(8192)
+        file.write(content[8192:])
+    dd(
+        tmp_path / "source",
+        tmp_path / "target",
+        source_format="raw",
+        format=format,
+        block_size=1,
+        skip=1,
+    )
+    with blocklayer.open(tmp_path / "target", format=format) as disk:
+        assert disk.read(0, disk.size) == content[1:] + b"\0"

@@ -132,8 +132,9 @@ class _Load:
         self.guest += length
         if self.runs:
             last_offset, last_length, last_start = self.runs[-1]
-            continues = last_offset + last_length == offset
-            if continues and (start == last_start == -1 or start == last_start + last_length > 0):
+            # Zeroes are not in the buffer: data may come behind them at any place of it.
+            follows = last_start if last_start < 0 else last_start + last_length
+            if last_offset + last_length == offset and start == follows:
                 self.runs[-1] = (last_offset, last_length + length, last_start)
                 return
         self.runs.append((offset, length, start))
