@@ -16,7 +16,7 @@ import pytest
 
 import blocklayer
 from blocklayer.base.errors import Cancelled, IoError
-from blocklayer.base.progress import CancelToken, Progress
+from blocklayer.base.progress import CancelToken, Progress, Reporter
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core import copy as engine
 from blocklayer.core.copy import _Copy, _has_no_order
@@ -165,6 +165,64 @@ def test_cancelling_ends_both(tmp_path: Path, rng: random.Random, after: int) ->
             cancel=cancel,
         )
     assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("format", ["raw", "qed"])
+def test_without_another_thread(
+    tmp_path: Path,
+    rng: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: set[str],
+    format: str,
+) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    model = filled(tmp_path / "source", rng, "qed")
+    told: list[Progress] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        blocklayer.convert(
+            str(tmp_path / "source"),
+            str(tmp_path / "target"),
+            format=format,
+            sparse_size=8 * KiB,
+            progress=told.append,
+        )
+    with blocklayer.open(str(tmp_path / "target"), format=format) as disk:
+        assert disk.read(0, SIZE) == model.content
+    assert told[-1].done == SIZE
+    assert threads == {"MainThread"}
+
+
+@pytest.mark.parametrize("format", ["raw", "qed"])
+def test_an_interrupt_while_the_other_thread_starts(
+    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    """It has begun already: it is told to end, and waited for."""
+    (tmp_path / "source").write_bytes(rng.randbytes(SIZE))
+    blocklayer.create(str(tmp_path / "target"), format=format, size=SIZE)
+    start, fill = threading.Thread.start, _Copy._fill
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        if self.name == "blocklayer-copy":
+            raise KeyboardInterrupt
+
+    def filled(self: _Copy, load: Any) -> Any:
+        self._stop.wait(10)
+        return fill(self, load)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr(_Copy, "_fill", filled)
+    with (
+        blocklayer.open(str(tmp_path / "source"), format="raw") as source,
+        blocklayer.open(str(tmp_path / "target"), mode="r+", format=format) as target,
+    ):
+        options = engine.CopyOptions(share=False)
+        with pytest.raises(KeyboardInterrupt):
+            engine.copy(source, target, options, Reporter("copy", SIZE))
+        assert not [t for t in threading.enumerate() if t.name == "blocklayer-copy"]
 
 
 def test_where_order_matters(tmp_path: Path) -> None:

@@ -225,6 +225,8 @@ class _Copy:
         with self._helped_by(self._read_all, loads):
             while (load := self._next_ready()) is not None:
                 self._take(load)
+            for load in loads:  # where there is nobody who reads
+                self._take(self._fill(load))
 
     def _run_in_any_order(self, loads: Iterator[_Load]) -> None:
         """Read and write what another thread does not; progress is told by this one alone."""
@@ -251,12 +253,16 @@ class _Copy:
         helper = threading.Thread(
             target=self._help, args=(work, loads), name="blocklayer-copy", daemon=True
         )
-        helper.start()
         try:
+            try:
+                helper.start()
+            except RuntimeError:  # the system has no more threads
+                self._ready.put(None)
             yield
         finally:
             self._stop.set()
-            helper.join()
+            if helper.is_alive():
+                helper.join()
 
     def _help(self, work: Callable[[Iterator[_Load]], None], loads: Iterator[_Load]) -> None:
         try:

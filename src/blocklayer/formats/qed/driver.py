@@ -619,9 +619,13 @@ class QedNode(FormatNode):
             if node is not None:
                 node._idle()
 
-        self._idle_timer = threading.Timer(seconds, fire)
-        self._idle_timer.daemon = True
-        self._idle_timer.start()
+        timer = threading.Timer(seconds, fire)
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError:  # the system has no more threads: then the bit stays till the end
+            return
+        self._idle_timer = timer
 
     def _idle(self) -> None:
         """The timer fired: mark the image clean if nobody has allocated for a while."""
