@@ -265,6 +265,28 @@ def test_each_file_finds_out_for_itself(tmp_path: Path, monkeypatch: pytest.Monk
         assert disk.node.zero_ability == NATIVE
 
 
+@everywhere
+def test_asking_whether_zeroing_is_fast_leaves_what_others_append(mounted: Path) -> None:
+    path, _ = prepared(mounted)
+    with opened(path) as disk:
+        with open(path, "ab") as other:
+            other.write(b"x" * 8192)
+        disk.check_zero(0, SIZE)
+        assert path.stat().st_size == SIZE + 8192
+        assert path.read_bytes()[SIZE:] == b"x" * 8192
+    path.unlink()
+
+
+def test_a_file_as_long_as_files_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, content = prepared(tmp_path)
+    monkeypatch.setattr(file_zero, "PROBE_DISTANCE", 2**63 - 1 - SIZE)
+    with opened(path) as disk:
+        with pytest.raises(NotSupported):
+            disk.check_zero(0, SIZE)
+        assert disk.node.zero_ability == NATIVE
+        assert disk.read(0, SIZE) == content
+
+
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL])
 def test_every_way_of_refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     path, content = prepared(tmp_path)

@@ -214,7 +214,7 @@ class FileNode(Node):
     def check_zero(self, offset: int, length: int, flags: int = 0) -> None:
         """Ask the file system, where it has not been asked before."""
         if not self.is_device:
-            file_zero.check_zero(self.descriptor, self.filename, self.size, self.abilities)
+            file_zero.check_zero(self.descriptor, self.filename, self.abilities)
         elif self.zero_ability != NATIVE:
             raise NotSupported(f"'{self.filename}' cannot zero without writing")
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 from blocklayer.base.buffers import zero_pieces
 from blocklayer.base.errors import IoError, NotSupported
+from blocklayer.base.units import GiB
 from blocklayer.core.node import ALLOCATE, UNMAP
 from blocklayer.protocols.file_libc import libc_function
 
@@ -28,6 +29,9 @@ _PUNCH_HOLE = 0x02
 _ZERO_RANGE = 0x10
 
 _REFUSALS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL, errno.ENODEV})
+
+PROBE_DISTANCE = 64 * GiB
+"""How far behind the end of a file a hole is tried: nobody's writes get there meanwhile."""
 
 
 class Abilities:
@@ -96,17 +100,23 @@ def zero(
         raise IoError.from_os(error, "write_zeroes", filename, offset, length) from None
 
 
-def check_zero(descriptor: int, filename: str, size: int, abilities: Abilities) -> None:
+def check_zero(descriptor: int, filename: str, abilities: Abilities) -> None:
     """Raise `NotSupported` where `zero` would, without changing anything.
 
-    A hole behind the end of the file tells. A file system with ZERO_RANGE alone is refused as well:
-    that rung cannot be tried without a trace. On a device what is known so far has to do.
+    A hole far behind the end of the file tells. A file system with ZERO_RANGE alone is refused as
+    well: that rung cannot be tried without a trace.
     """
+    if abilities.punches:
+        return
+    place = 0
     try:
-        if abilities.punches or _punch(abilities, descriptor, size, 1):
+        # As long as the file is now, whoever has made it longer.
+        place = os.fstat(descriptor).st_size + PROBE_DISTANCE
+        if _punch(abilities, descriptor, place, 1):
             return
     except OSError as error:
-        raise IoError.from_os(error, "write_zeroes", filename, size, 1) from None
+        if error.errno != errno.EFBIG:  # no file can be so long: nothing is known
+            raise IoError.from_os(error, "write_zeroes", filename, place, 1) from None
     raise NotSupported(f"The file system of '{filename}' cannot zero without writing")
 
 
