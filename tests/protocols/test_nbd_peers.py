@@ -265,6 +265,22 @@ def test_fast_zeroing_of_more_than_one_command_is_whole(tmp_path: Path) -> None:
         assert content == b"x" * 4096 + bytes(6 * MiB) + b"x" * (2 * MiB - 4096)
 
 
+@needs("nbdkit")
+def test_fast_zeroing_where_commands_have_no_limit(tmp_path: Path) -> None:
+    # One command is asked to be fast, and it is whole blocks: one that was refused or wrong behind
+    # it would come too late.
+    command = nbdkit(tmp_path / "s", "--filter=blocksize-policy", "eval")
+    fast_at_0 = 'case ",$5," in *,fast,*) [ $4 = 0 ] || { echo EOPNOTSUPP >&2; exit 1; } ;; esac'
+    command += ["get_size=echo 8G", "pread=exit 1", "pwrite=exit 1", f"zero={fast_at_0}"]
+    command += ["can_write=exit 0", "can_zero=exit 0", "can_fast_zero=exit 0"]
+    command += ["blocksize-minimum=4096", "blocksize-preferred=4096"]
+    command += ["blocksize-maximum=4294967295", "blocksize-error-policy=error"]
+    with running(command, tmp_path / "s") as peer, opened(peer) as disk:
+        disk.write_zeroes(0, 6 * GiB, no_fallback=True)
+        with pytest.raises(NotSupported):
+            disk.write_zeroes(4096, 6 * GiB, no_fallback=True)
+
+
 # --- refusals -----------------------------------------------------------------------------------
 
 

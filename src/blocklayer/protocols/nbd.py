@@ -164,7 +164,9 @@ class NbdNode(Node):
         if flags & NO_FALLBACK and length > 0:
             # The first command of several tells: a later one that was refused would come too late.
             self.check_zero(offset, length, flags)
-            count = min(length, self.client.agreement.info.block_maximum)
+            info = self.client.agreement.info
+            most = min(align_down(info.block_maximum, info.block_minimum), self._effect_max)
+            count = min(length, most)
             fast = command_flags | wire.CMD_FLAG_FAST_ZERO
             self._effects(wire.CMD_WRITE_ZEROES, offset, count, fast)
             offset, length = offset + count, length - count
