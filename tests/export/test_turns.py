@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import threading
@@ -16,12 +17,24 @@ import blocklayer
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.disk import Disk
 from blocklayer.export.channel import Channel
+from blocklayer.export.export import Export
 from blocklayer.export.session import Session
 from blocklayer.nbd import wire
+from blocklayer.nbd.server_handshake import Choice
 from blocklayer.nbd.server_transmission import Item
 from tests.export.conftest import Gate, Serve, threads_of_servers, wait_until
 from tests.support.crew import run_together
-from tests.support.nbd_peer import FLUSH, FUA, MODES, READ, WRITE, ZERO, NbdPeer
+from tests.support.nbd_peer import (
+    FLUSH,
+    FUA,
+    MODES,
+    READ,
+    SIMPLE,
+    WRITE,
+    ZERO,
+    NbdPeer,
+    request_bytes,
+)
 
 Make = Callable[..., Disk]
 SIZE = 24 * MiB
@@ -233,6 +246,41 @@ def test_a_client_that_does_not_listen(make: Make, serve: Serve, writers: set[in
             peer.send(b"".join(writes) + peer.packed(first + 40, READ, 0, 4 * KiB))
     served.wait_until_alone()
     assert writers
+
+
+def test_who_takes_over_after_an_error_does_not_go_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of a write was lost: the other thread, which waits, must not answer the rest of it."""
+    export = Export("", make(SIZE), writable=True)
+    ours, theirs = socket.socketpair()
+    session = Session(Channel(ours), export, Choice(export.offer(), SIMPLE, {}))
+    request = request_bytes(WRITE, 0, 2 * MiB, payload=b"x" * 2 * MiB)
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            theirs.sendall(request)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(export.disk, "write", broken)
+            with pytest.raises(MemoryError):
+                session._receive_in_turn()
+        session._receive_in_turn()
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+    finally:
+        ours.close()
+        sender.join()
+        theirs.close()
+        export.disk.close()
+
+
+def broken(*arguments: object) -> None:
+    raise MemoryError
 
 
 def test_one_request_at_a_time_needs_no_second_thread(

@@ -114,11 +114,13 @@ class Session:
         """Receive and serve; with large writes in hand, let the other thread receive meanwhile."""
         while True:
             with self._turn:
-                own = self._receive() if self._goes_on else None
+                # False meanwhile: after an error in here nobody knows where the stream stands.
+                goes_on, self._goes_on = self._goes_on, False
+                own = self._receive() if goes_on else None
                 if own is None:
-                    self._goes_on = False
                     return
                 buffer = self._reader.exchange(self._spare.pop() if self._spare else None)
+                self._goes_on = True
             self._finish_writes(own)
             self._spare.append(buffer)
 
