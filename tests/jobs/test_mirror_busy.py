@@ -14,6 +14,7 @@ from blocklayer.base.errors import IoError
 from blocklayer.base.units import KiB, MiB
 from blocklayer.jobs import mirror, pace
 from blocklayer.jobs.mirror_engine import WRITE, Engine, IoFailed, Moved
+from blocklayer.jobs.workers import StepBuffer
 from tests.jobs.scenes import Stage, stage, wait_end, wait_ready
 
 SIZE = 64 * MiB
@@ -132,7 +133,7 @@ def test_not_ready_as_long_as_something_was_never_copied(
     broken.set()
     before = Engine.copy
 
-    def copy(engine: Engine, runs: list[tuple[int, int]], buffer: bytearray) -> Moved:
+    def copy(engine: Engine, runs: list[tuple[int, int]], buffer: StepBuffer) -> Moved:
         if broken.is_set() and runs[0][0] == 0:
             raise IoFailed(WRITE, IoError("as told", "dst"))
         return before(engine, runs, buffer)

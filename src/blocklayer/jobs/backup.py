@@ -28,6 +28,7 @@ from blocklayer.jobs.fleecing import Fleecing, layer_over
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.job_filter import JobFilter
 from blocklayer.jobs.mirror_engine import READ, IoFailed, Moved
+from blocklayer.jobs.workers import StepBuffer
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class BackupJob(CopyingJob):
             return
         try:
             with self._copying_up():
-                moved = engine.copy_marked([(offset, length)], bytearray(GUEST_BUFFER), whole=True)
+                moved = engine.copy_marked([(offset, length)], StepBuffer(GUEST_BUFFER), whole=True)
             self._guest_moved(moved.data + moved.zero)
         except IoFailed as failure:
             reading = failure.side == READ
@@ -188,7 +189,7 @@ class BackupJob(CopyingJob):
     def claim(self, step: Step) -> None:
         """Nothing: what is left is unmarked when it has been copied."""
 
-    def do_step(self, step: Step, buffer: bytearray) -> Moved:
+    def do_step(self, step: Step, buffer: StepBuffer) -> Moved:
         """Copy what is still left of a step."""
         with self._copying_up():
             return self.engine.copy_marked(step.runs, buffer)

@@ -24,7 +24,7 @@ from blocklayer.jobs.errors import job_error
 from blocklayer.jobs.job import IGNORE, REPORT, Job
 from blocklayer.jobs.mirror_engine import READ, SMALL_EXTENT, Engine, IoFailed, Moved
 from blocklayer.jobs.pace import Courtesy
-from blocklayer.jobs.workers import EarlyFlush, Workers
+from blocklayer.jobs.workers import EarlyFlush, StepBuffer, Workers
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -280,7 +280,8 @@ class CopyingJob(Job):
                 return
             step = self.next_step()
             if step is not None:
-                self._workers.submit(step)
+                is_all = self.engine.dirty.is_empty and not self._workers.in_flight
+                (self._workers.do if is_all else self._workers.submit)(step)
             elif self._workers.in_flight:
                 self._workers.drain()
             elif self.engine.dirty.is_empty:
@@ -345,7 +346,7 @@ class CopyingJob(Job):
         for offset, length in step.runs:
             self.engine.dirty.clear(offset, length)
 
-    def do_step(self, step: Step, buffer: bytearray) -> Moved:
+    def do_step(self, step: Step, buffer: StepBuffer) -> Moved:
         """Copy the runs of a step that was claimed. Raises `IoFailed`."""
         return self.engine.copy(step.runs, buffer)
 
@@ -389,7 +390,7 @@ class CopyingJob(Job):
         granularity = self.engine.granularity
         return row[1] if end >= self.engine.size else end // granularity * granularity - offset
 
-    def _take_step(self, step: Step, buffer: bytearray) -> None:
+    def _take_step(self, step: Step, buffer: StepBuffer) -> None:
         """In a worker: copy, as a request on the source, so that a drain of it waits for this."""
         try:
             self.source.run(self.copy_step, step, buffer)
@@ -399,7 +400,7 @@ class CopyingJob(Job):
             self.unclaim(step)
             self.set_failure(error)
 
-    def copy_step(self, step: Step, buffer: bytearray) -> None:
+    def copy_step(self, step: Step, buffer: StepBuffer) -> None:
         moved = Moved()
         started = time.thread_time()
         try:

@@ -26,6 +26,7 @@ from blocklayer.jobs.copying import CopyFailed, CopyingJob, Step
 from blocklayer.jobs.errors import JobCancelled, WrongState
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.mirror_filter import MirrorFilter
+from blocklayer.jobs.workers import StepBuffer
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -206,10 +207,10 @@ class MirrorJob(CopyingJob):
         )
 
     def _copy_while(
-        self, take: Callable[[Step, bytearray], None], wanted: Callable[[], bool]
+        self, take: Callable[[Step, StepBuffer], None], wanted: Callable[[], bool]
     ) -> None:
         """Others wait, so errors that are to be ignored are soon too many."""
-        buffer = bytearray(self._step_bytes)
+        buffer = StepBuffer(self._step_bytes)
         failures = self.failures
         while wanted():
             if self.cancelled:

@@ -28,6 +28,10 @@ from blocklayer.core.requests import RangeLock
 from blocklayer.core.zero_runs import find_zeroes
 from blocklayer.jobs.zero_bitmap import ZeroBitmap
 
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.jobs.workers import StepBuffer
+
 BLOCK = 4 * KiB
 """Zeroes are looked for in blocks of this size."""
 
@@ -109,7 +113,7 @@ class Engine:
 
     # --- in the background ----------------------------------------------------------------------
 
-    def copy(self, runs: list[tuple[int, int]], buffer: bytearray) -> Moved:
+    def copy(self, runs: list[tuple[int, int]], buffer: StepBuffer) -> Moved:
         """Bring runs of whole granules, no longer marked dirty, to the target.
 
         Ascending. Raises `IoFailed`; then they have to be marked again.
@@ -120,7 +124,7 @@ class Engine:
         return moved
 
     def copy_marked(
-        self, runs: list[tuple[int, int]], buffer: bytearray, *, whole: bool = False
+        self, runs: list[tuple[int, int]], buffer: StepBuffer, *, whole: bool = False
     ) -> Moved:
         """Bring what is marked in some ranges to the target, and unmark it.
 
@@ -134,7 +138,7 @@ class Engine:
         self._ranges.run([(start, end)], self._copy_marked, runs, buffer, moved)
         return moved
 
-    def _copy_marked(self, runs: list[tuple[int, int]], buffer: bytearray, moved: Moved) -> None:
+    def _copy_marked(self, runs: list[tuple[int, int]], buffer: StepBuffer, moved: Moved) -> None:
         for offset, length in runs:
             end = offset + length
             for start, count in self.dirty.runs(offset):
@@ -144,7 +148,7 @@ class Engine:
                 self._copy_runs([(start, stop - start)], buffer, moved)
                 self.dirty.clear(start, stop - start)
 
-    def _copy_runs(self, runs: list[tuple[int, int]], buffer: bytearray, moved: Moved) -> None:
+    def _copy_runs(self, runs: list[tuple[int, int]], buffer: StepBuffer, moved: Moved) -> None:
         load = _Load(self, buffer, moved)
         for offset, length in runs:
             for start, count, known_zero in self.zero.segments(offset, length):
@@ -395,10 +399,9 @@ def _at(offset: int, vector: Vector) -> list[tuple[int, memoryview]]:
 class _Load:
     """Data on its way through a buffer: read piece by piece, written together."""
 
-    def __init__(self, engine: Engine, buffer: bytearray, moved: Moved) -> None:
+    def __init__(self, engine: Engine, buffer: StepBuffer, moved: Moved) -> None:
         self._engine = engine
         self._buffer = buffer
-        self._view = memoryview(buffer)
         self._moved = moved
         self._filled = 0
         self._parts: list[tuple[int, int, int, bool]] = []
@@ -409,13 +412,14 @@ class _Load:
         known_zero  the target reads as zeroes there, as long as nothing of it is written
         """
         while length:
-            room = len(self._buffer) - self._filled
+            view = memoryview(self._buffer.memory)
+            room = len(view) - self._filled
             if not room:
                 self.write()
                 continue
             count = min(room, length)
             start = self._filled
-            self._engine.read_source(offset, self._view[start : start + count])
+            self._engine.read_source(offset, view[start : start + count])
             self._parts.append((offset, count, start, known_zero))
             self._filled += count
             offset += count
@@ -423,18 +427,22 @@ class _Load:
 
     def write(self) -> None:
         """Write what was read, but for zeroes."""
+        if not self._parts:
+            return
+        memory = self._buffer.memory
+        view = memoryview(memory)
         writes: list[tuple[int, memoryview]] = []
         zeroes: list[tuple[int, int]] = []
         moved = self._moved
         for offset, length, start, known_zero in self._parts:
-            for begin, count, zero in find_zeroes(self._buffer, start, length, offset, BLOCK):
+            for begin, count, zero in find_zeroes(memory, start, length, offset, BLOCK):
                 place = offset + begin - start
                 if zero and known_zero:
                     moved.skipped += count
                 elif zero and count >= self._engine._zero_min:
                     zeroes.append((place, count))
                 else:
-                    writes.append((place, self._view[begin : begin + count]))
+                    writes.append((place, view[begin : begin + count]))
                     moved.data += count
         self._parts.clear()
         self._filled = 0

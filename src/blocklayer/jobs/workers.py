@@ -5,11 +5,35 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from queue import SimpleQueue
+
     from blocklayer.jobs.copying import Step
+else:
+    try:
+        from _queue import SimpleQueue  # what is around it imports heapq
+    except ImportError:  # another Python than CPython
+        from queue import SimpleQueue
+
+
+class StepBuffer:
+    """Memory for one step at a time, made for the first that needs it.
+
+    Most bytes are moved by the kernel, and touching a step's memory takes longer than a small step.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._memory: bytearray | None = None
+
+    @property
+    def memory(self) -> bytearray:
+        """What is in it is the last step's."""
+        if self._memory is None:
+            self._memory = bytearray(self._size)
+        return self._memory
 
 
 class Workers:
@@ -20,12 +44,13 @@ class Workers:
     """
 
     def __init__(
-        self, name: str, count: int, buffer_size: int, action: Callable[[Step, bytearray], None]
+        self, name: str, count: int, buffer_size: int, action: Callable[[Step, StepBuffer], None]
     ) -> None:
         self.in_flight: set[Step] = set()
         self._name = name
         self._count = count
         self._buffer_size = buffer_size
+        self._own_buffer = StepBuffer(buffer_size)
         self._action = action
         self._threads: list[threading.Thread] = []
         self._queue: SimpleQueue[Step | None] = SimpleQueue()
@@ -40,14 +65,18 @@ class Workers:
             self.in_flight.add(step)
         self._queue.put(step)
 
+    def do(self, step: Step) -> None:
+        """Do a step in the caller's thread: where it is all there is, another one saves nothing."""
+        self._action(step, self._own_buffer)
+
     def _start_thread(self) -> None:
         name = f"{self._name}-{len(self._threads)}"
-        buffer = bytearray(self._buffer_size)
+        buffer = StepBuffer(self._buffer_size)
         thread = threading.Thread(target=self._serve, args=(buffer,), name=name, daemon=True)
         thread.start()
         self._threads.append(thread)
 
-    def _serve(self, buffer: bytearray) -> None:
+    def _serve(self, buffer: StepBuffer) -> None:
         while (step := self._queue.get()) is not None:
             try:
                 self._action(step, buffer)
