@@ -28,7 +28,7 @@ from blocklayer import (
 )
 from blocklayer.base.align import align_up
 from blocklayer.base.units import KiB, MiB
-from blocklayer.ops.convert import refuse_same_file
+from blocklayer.ops.source_guard import refuse_same_file
 from tests.foreign import qemu
 from tests.ops.images import (
     CLUSTER,

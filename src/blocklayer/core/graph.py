@@ -21,7 +21,7 @@ from blocklayer.core import graph_edges as edges
 from blocklayer.core import graph_uses
 from blocklayer.core.disk import Disk
 from blocklayer.core.filter import FilterNode
-from blocklayer.core.graph_disk import CountingGraphDisk, GraphDisk, PlainGraphDisk
+from blocklayer.core.graph_disk import GraphDisk
 from blocklayer.core.graph_options import Builder, Built, Settings, check_name
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.permissions import ALL, READ, RESIZE, WRITE, Use
@@ -347,8 +347,8 @@ class Graph:
             needs = {READ, *([WRITE] if writable else []), *([RESIZE] if resizes else [])}
             use = Use(user, role, frozenset(needs), shares)
             graph_uses.require_use(self, entry.node, use)
-            kind = CountingGraphDisk if stats else PlainGraphDisk
-            disk: GraphDisk = kind(self, entry, use, follows=follows, writethrough=writethrough)
+            kind = _disk_class(stats)
+            disk = kind(self, entry, use, follows=follows, writethrough=writethrough)
             entry.disks.append(disk)
             return disk
 
@@ -525,3 +525,11 @@ class Graph:
         from blocklayer.core.graph_reopen import reopen
 
         reopen(self, options)
+
+
+def _disk_class(stats: bool) -> type[GraphDisk]:
+    if not stats:
+        return GraphDisk
+    from blocklayer.core.graph_stats import CountingGraphDisk
+
+    return CountingGraphDisk

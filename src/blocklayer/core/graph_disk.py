@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from blocklayer.base.errors import ReadOnly
 from blocklayer.core.disk import Disk
-from blocklayer.core.stats import CountingDisk
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -62,11 +61,3 @@ class GraphDisk(Disk):
         finally:
             self.node.users.discard(self)
             self._graph.forget_disk(self)
-
-
-class PlainGraphDisk(GraphDisk):
-    """The usual one."""
-
-
-class CountingGraphDisk(GraphDisk, CountingDisk):
-    """One that counts its requests."""

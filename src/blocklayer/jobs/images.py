@@ -17,8 +17,8 @@ from blocklayer.core.opening import FilenameLike, Opener, OpenFlags, cache_mode,
 from blocklayer.jobs import mirror
 from blocklayer.jobs.copying import CopyFailed
 from blocklayer.jobs.manager import Jobs
-from blocklayer.ops.convert import refuse_part_of
 from blocklayer.ops.create import create, remove
+from blocklayer.ops.source_guard import refuse_part_of
 from blocklayer.ops.told import tell_of_target
 
 TYPE_CHECKING = False  # importing typing costs start-up time

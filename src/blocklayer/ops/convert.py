@@ -20,12 +20,12 @@ from blocklayer.core.copy import (
 )
 from blocklayer.core.copy_sources import Concatenation
 from blocklayer.core.disk import Disk
-from blocklayer.core.identity import file_identity, is_file_of
-from blocklayer.core.node import FormatNode, Node
+from blocklayer.core.node import FormatNode
 from blocklayer.core.opening import FilenameLike, is_export, path_of
 from blocklayer.ops.create import create as create_image
 from blocklayer.ops.create import find_driver, remove
-from blocklayer.ops.open_image import leaves, open_disk
+from blocklayer.ops.open_image import open_disk
+from blocklayer.ops.source_guard import refuse_same_file, refuse_same_storage
 from blocklayer.ops.told import tell_of_target
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -186,19 +186,11 @@ class _Plan(Record, frozen=True):
             discard="unmap" if mode == "r+" else "ignore",
         )
         try:
-            self._refuse_source(disk)
+            refuse_same_storage(self.disks, disk)
         except BaseException:
             disk.close()
             raise
         return disk
-
-    def _refuse_source(self, target: Disk) -> None:
-        """Whatever the target was called: it must not be stored where a source is."""
-        stored = file_identity(target.node)
-        for disk in self.disks:
-            for node in leaves(disk.node):
-                if stored is not None and file_identity(node) == stored:
-                    raise _is_source(target.filename)
 
     def require_room(self, size: int) -> None:
         """Found out before a file that is there is given up."""
@@ -402,24 +394,3 @@ def _is_path(target: FilenameLike) -> bool:
         return not isinstance(target, dict) and bool(path_of(target))
     except BlocklayerError:
         return False
-
-
-def refuse_same_file(disks: list[Disk], target: FilenameLike) -> None:
-    """Creating the target would empty a source before it is read; writing would change it."""
-    for disk in disks:
-        refuse_part_of(disk.node, target)
-
-
-def refuse_part_of(source: Node, target: FilenameLike) -> None:
-    """The same for one source, as a node. Raises `InvalidArgument`."""
-    if isinstance(target, dict):
-        return
-    name = path_of(target)
-    for node in leaves(source):
-        # The file that is open is meant: its name may be another one's by now.
-        if is_file_of(node, name):
-            raise _is_source(name)
-
-
-def _is_source(name: str) -> InvalidArgument:
-    return InvalidArgument(f"'{name}' is part of the source and cannot be the target")

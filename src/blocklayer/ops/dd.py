@@ -13,9 +13,10 @@ from blocklayer.base.units import SECTOR
 from blocklayer.core.copy import CopyOptions, copy
 from blocklayer.core.copy_sources import Window
 from blocklayer.core.opening import FilenameLike, path_of
-from blocklayer.ops.convert import is_zero_when_new, refuse_same_file
+from blocklayer.ops.convert import is_zero_when_new
 from blocklayer.ops.create import create, find_driver, remove
 from blocklayer.ops.open_image import open_disk
+from blocklayer.ops.source_guard import refuse_same_file
 from blocklayer.ops.told import tell_of_target
 
 TYPE_CHECKING = False  # importing typing costs start-up time
