@@ -14,6 +14,7 @@ import pytest
 import blocklayer
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, OutOfRange
 from blocklayer.base.units import GiB, KiB, MiB, TiB
+from blocklayer.core import few_bits
 from blocklayer.core.batch import Request
 from blocklayer.core.bitmap import Bitmap, DirtyBitmap
 from blocklayer.core.disk import Disk
@@ -24,6 +25,13 @@ from tests.support.graphs import create, memory, open_disk, open_node, tree
 
 GRANULE = 512
 GRANULARITIES = [1 << shift for shift in range(9, 32)]
+
+
+@pytest.fixture(autouse=True, params=["few", "many"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything holds for the bits of small disks, and for those of large ones."""
+    if request.param == "many":
+        monkeypatch.setattr(few_bits, "FEW", 0)
 
 
 def marked(bitmap: Bitmap) -> set[int]:
@@ -213,6 +221,29 @@ def test_resizing() -> None:
     assert marked(bitmap) == set()
     bitmap.resize(20 * GRANULE)
     assert marked(bitmap) == set()
+
+
+def test_resizing_from_small_to_large_and_back(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kind of the bits changes on the way; bitmaps of one size have one kind."""
+    monkeypatch.setattr(few_bits, "FEW", 10)
+    bitmap, painted = Bitmap(5 * GRANULE, GRANULE), set[int]()
+    for _ in range(200):
+        granules = rng.randrange(21)
+        bitmap.resize(granules * GRANULE)
+        painted = {granule for granule in painted if granule < granules}
+        for granule in rng.sample(range(granules), granules // 4):
+            bitmap.set(granule * GRANULE, 1)
+            painted.add(granule)
+        assert marked(bitmap) == painted
+        other = Bitmap(granules * GRANULE, GRANULE)
+        other.merge(bitmap)
+        assert marked(other) == painted
+        other.clear(0, 3 * GRANULE)
+        bitmap.keep_only(other)
+        painted -= {0, 1, 2}
+        assert marked(bitmap) == painted
 
 
 def test_a_disk_resizes_its_bitmaps() -> None:

@@ -3,7 +3,7 @@
 
 Marking rounds wide (a granule touched is dirty), clearing rounds narrow (a granule is clean only if
 all of it is cleared). The bits are a compressed bitmap of the pyroaring library, so that a bitmap
-of a petabyte costs what is dirty in it.
+of a petabyte costs what is dirty in it; those of a small disk are an integer (`few_bits`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sized
 from blocklayer.base.align import is_power_of_two
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.units import GiB, KiB
+from blocklayer.core import few_bits
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -34,13 +35,11 @@ class Bitmap:
             raise InvalidArgument(
                 f"Granularity must be a power of 2 from {GRANULARITY_MIN} to {GRANULARITY_MAX}"
             )
-        from pyroaring import BitMap64
-
         self.size = size
         self.granularity = granularity
         self._shift = granularity.bit_length() - 1
         self._lock = threading.Lock()
-        self._bits: Any = BitMap64()
+        self._bits: Any = _bits_for(self._granule_up(size))
 
     def set(self, offset: int, length: int) -> None:
         """Mark every granule that the range touches."""
@@ -65,7 +64,7 @@ class Bitmap:
                 self.set(offset, max(0, min(end, size) - offset))
         if found:
             with self._lock:
-                bits.update(found)
+                self._bits.update(found)
 
     def clear(self, offset: int = 0, length: int | None = None) -> None:
         """Unmark every granule that lies wholly in the range (the last one may be cut short)."""
@@ -165,6 +164,19 @@ class Bitmap:
                 end = max(self._granule_up(size), self._bits.max() + 1)
                 self._bits.remove_range(self._granule_up(size), end)
             self.size = size
+            bits = _bits_for(self._granule_up(size))
+            if type(bits) is not type(self._bits):
+                bits.update(self._bits.iter_equal_or_larger(0))
+                self._bits = bits
+
+
+def _bits_for(granules: int) -> Any:
+    """No bits yet: of the same kind for every bitmap of so many."""
+    if granules <= few_bits.FEW:
+        return few_bits.FewBits()
+    from pyroaring import BitMap64
+
+    return BitMap64()
 
 
 class DirtyBitmap(Bitmap):
