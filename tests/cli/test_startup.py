@@ -16,7 +16,7 @@ from blocklayer.base.units import KiB, MiB
 EXPENSIVE = {
     *("argparse", "ast", "asyncio", "concurrent", "ctypes", "dataclasses", "enum", "fnmatch"),
     *("hashlib", "importlib", "inspect", "ipaddress", "json", "logging", "numpy", "pathlib"),
-    *("queue", "re", "signal", "subprocess", "tempfile", "tqdm", "typing", "urllib"),
+    *("pyroaring", "queue", "re", "signal", "subprocess", "tempfile", "tqdm", "typing", "urllib"),
 }
 """Each costs from 3 to 700 percent of what the bare interpreter takes to start."""
 
@@ -76,14 +76,15 @@ CLEANER = "thread:Thread-1"
 COMMANDS: dict[str, tuple[str, set[str], int]] = {
     "info": ("info --untrusted IMAGE", set(), 0),
     "map": ("map IMAGE", set(), 0),
-    "check": ("check IMAGE", set(), 0),
+    "check": ("check IMAGE", {"pyroaring"}, 0),
     "compare": ("compare IMAGE COPY", set(), 0),
     "measure": ("measure -O qed IMAGE", set(), 0),
     "digest": ("digest IMAGE", {"hashlib"}, 0),
     "convert": ("convert IMAGE TARGET", set(), 0),
     "convert-qed": ("convert -O qed IMAGE TARGET", {CLEANER}, 0),
     "verify": ("convert --verify IMAGE TARGET", set(), 0),
-    "resume": ("convert --resume IMAGE TARGET", {"json", "re", "enum"}, 0),  # of its note
+    "resume": ("convert --resume IMAGE TARGET", set(), 0),
+    "mirror": ("mirror IMAGE TARGET", {"thread:blocklayer-mirror"}, 0),
     "dd": ("dd if=IMAGE of=TARGET bs=64k count=20", set(), 0),
     "resize": ("resize COPY 128M", set(), 0),
     "rebase": ("rebase -u -b COPY IMAGE", set(), 1),

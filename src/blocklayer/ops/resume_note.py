@@ -8,10 +8,10 @@ looked at like anything that was read from a disk.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 
 from blocklayer.base.errors import InvalidArgument, IoError
+from blocklayer.base.json_text import json_text
 from blocklayer.base.record import Record, fresh
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 VERSION = 3
 COPYING, WHOLE = "copying", "whole"
+
+SHORT = 16
+"""Parts of a note that is written without `json`, whose import takes longer than to write them."""
 
 
 class Job(Record, frozen=True):
@@ -55,6 +58,10 @@ class Note(Record):
 
 def as_stored(job: Job) -> Job:
     """The job as it will be read back. Raises `InvalidArgument` for options that cannot be kept."""
+    if _is_plain(job):
+        return job
+    import json
+
     try:
         return Job(**json.loads(json.dumps(job.as_dict())))
     except (TypeError, ValueError) as error:
@@ -63,10 +70,20 @@ def as_stored(job: Job) -> Job:
         ) from None
 
 
+def _is_plain(job: Job) -> bool:
+    """Whether it is read back as it is: texts and whole numbers."""
+    values = [job.format, job.sparse_size, job.size]
+    for members in (job.options, *job.sources):
+        values += [*members, *members.values()]
+    return all(type(value) in (str, int) for value in values)
+
+
 def load(path: str, partial: str) -> Note | None:
     """The note at `path`; None if there is none. Raises `InvalidArgument` for what is no note."""
     try:
         with open(path, encoding="utf-8") as file:
+            import json
+
             return _parse(json.load(file))
     except FileNotFoundError:
         return None
@@ -79,8 +96,7 @@ def load(path: str, partial: str) -> Note | None:
 
 def save(note: Note, path: str) -> None:
     """Replace the note at `path`, durably. Raises `IoError`."""
-    fields = {"version": VERSION, **note.as_dict(), "job": note.job.as_dict()}
-    text = json.dumps(fields)
+    text = _text(note)
     new = path + ".new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
     try:
@@ -94,6 +110,15 @@ def save(note: Note, path: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(new)
         raise IoError.from_os(error, "write", path) from None
+
+
+def _text(note: Note) -> str:
+    fields = {"version": VERSION, **note.as_dict(), "job": note.job.as_dict()}
+    if len(note.parts) <= SHORT:
+        return json_text(fields)
+    import json
+
+    return json.dumps(fields)
 
 
 def sync_folder(path: str) -> None:
