@@ -344,6 +344,22 @@ def test_a_loop_device_is_the_file_that_it_shows(
                 )
 
 
+@needs_loop()
+@pytest.mark.parametrize("create", [True, False])
+def test_a_device_keeps_what_lies_behind_the_copy(
+    tmp_path: Path, rng: random.Random, create: bool
+) -> None:
+    source, below = rng.randbytes(MiB), rng.randbytes(2 * MiB)
+    (tmp_path / "source").write_bytes(source)
+    (tmp_path / "below").write_bytes(below)
+    with shown_as_device(tmp_path / "below") as device:
+        blocklayer.convert(
+            tmp_path / "source", device, source_format="raw", create=create, verify=True
+        )
+        with blocklayer.open(device, format="raw") as disk:
+            assert disk.read(0, 2 * MiB) == source + below[MiB:]
+
+
 def test_an_overlay_that_is_there_gets_everything(tmp_path: Path, rng: random.Random) -> None:
     """Unless its backing file is relied on, as the caller says: it may get another one."""
     for relied_on in (False, True):

@@ -225,7 +225,9 @@ class _Plan(Record, frozen=True):
         if not isinstance(target, dict) and not is_export(target):
             forget_cached(path_of(target))
         with self.open_target(target, "r") as disk:
-            verify(self.whole, disk, new=self.create, reporter=reporter, quiet=self.quiet)
+            # A device keeps what was on it behind the copy, as an image that exists does.
+            new = self.create and isinstance(disk.node, FormatNode) and disk.node.zero_when_new
+            verify(self.whole, disk, new=new, reporter=reporter, quiet=self.quiet)
 
 
 def _convert_at_once(plan: _Plan) -> ConvertResult:
