@@ -103,9 +103,9 @@ class Session:
             self._channel.abort()  # whoever sends in another thread must not wait for the client
             raise
         finally:
+            self._commands.leaving = True
             if self._partner is not None:
                 self._partner.join()
-            self._commands.leaving = True
             self._offload.close()
         if self._failure is not None:
             raise self._failure

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from blocklayer.base.align import align_down, align_up
 from blocklayer.base.buffers import Vector, slice_vector, vector_length
-from blocklayer.base.errors import BlocklayerError, NotSupported
+from blocklayer.base.errors import BlocklayerError
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.bitmap import Bitmap
 from blocklayer.core.disk import Disk
@@ -341,12 +341,8 @@ class Engine:
             return
         try:
             to_source()
-        except NotSupported:
-            raise  # nothing has changed: the request comes again as a write
-        except BaseException:
+        finally:  # a request that failed, or that was refused, may have changed a part
             self.dirty.set(offset, length)
-            raise
-        self.dirty.set(offset, length)
 
     def _change_both(
         self,
