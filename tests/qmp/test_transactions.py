@@ -130,6 +130,19 @@ def test_a_backup_that_cannot_begin_changes_no_bitmap(talk: Conversation) -> Non
     assert talk.do("query-jobs") == []
 
 
+def test_a_bitmap_that_was_removed_is_what_it_was(talk: Conversation) -> None:
+    """Also after what was done with it before in the same transaction."""
+    before = bitmaps(talk)
+    changes = [
+        on_bitmap("merge", target="bm", bitmaps=["other"]),
+        on_bitmap("disable", name="bm"),
+        on_bitmap("remove", name="bm"),
+        on_bitmap("add", name="bm"),
+    ]
+    talk.refused("transaction", actions=[*changes, action("abort")])
+    assert list(bitmaps(talk).items()) == list(before.items())
+
+
 def overlay(talk: Conversation, name: str, **more: Any) -> None:
     blocklayer.create(talk.folder / name, format="qed", size=MIB)
     file = {"driver": "file", "filename": name}

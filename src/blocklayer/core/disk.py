@@ -703,6 +703,11 @@ class Disk:
             hooks.bitmap(name)
             del hooks.bitmaps[name]
 
+    def restore_bitmaps(self, bitmaps: dict[str, DirtyBitmap]) -> None:
+        """Record in these again, as `bitmaps` was; others are forgotten."""
+        with self._changing_hooks() as hooks:
+            hooks.bitmaps = dict(bitmaps)
+
     def add_before_write(self, callback: BeforeWrite) -> None:
         """Call `callback(offset, length)` inside every write, zeroing and discard, before it.
 

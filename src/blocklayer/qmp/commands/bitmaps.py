@@ -105,15 +105,16 @@ def _check_new(node: Node, arguments: schema.BitmapAdd) -> None:
 
 def remove(context: Context, arguments: schema.BitmapOf) -> Undo:
     """Remove a bitmap."""
-    bitmap = _free(context, arguments.node, arguments.name)
+    _free(context, arguments.node, arguments.name)
     node = _node(context, arguments.node)
     with context.graph.recording_changes(node) as disk:
+        before = disk.bitmaps
         disk.remove_bitmap(arguments.name)
 
     def undo() -> None:
+        # The same one in its place: what was done with it before is undone next.
         with context.graph.recording_changes(node) as disk:
-            again = disk.add_bitmap(bitmap.name, bitmap.granularity, enabled=bitmap.enabled)
-        again.merge(bitmap)
+            disk.restore_bitmaps(before)
 
     return undo
 
