@@ -213,3 +213,32 @@ def test_storage_that_others_write_to_stays_writable(graph: Graph, tmp_path: Pat
     graph.snapshot(graph.find("r"), over)
     with graph.open_disk("s", writable=True) as disk:
         disk.write(0, b"s")
+
+
+def test_what_waits_goes_on_waiting_when_its_disk_is_moved(graph: Graph, tmp_path: Path) -> None:
+    """Until all is done: a snapshot that is undone meanwhile takes no write with it."""
+    blocklayer.create(str(tmp_path / "o.qed"), format="qed", size=SIZE)
+    node = graph.add(stored(tmp_path, "s.raw"))
+    overlay = graph.add(
+        {"driver": "qed", "node-name": "o", "file": stored(tmp_path, "o.qed"), "backing": None}
+    )
+    staying = graph.open_disk(node, follows=False)
+    with staying, graph.open_disk(node, writable=True) as disk:
+        guest = threading.Thread(target=disk.write, args=(4096, b"kept"), daemon=True)
+        reader = threading.Thread(target=staying.read, args=(0, 512), daemon=True)
+        with graph.drained(node):
+            guest.start()
+            undo = graph.snapshot(node, overlay)
+            guest.join(0.3)
+            assert guest.is_alive(), "it has written to the overlay"
+            reader.start()
+            reader.join(0.3)
+            assert reader.is_alive(), "the node it stays on is not drained any more"
+            undo()
+            guest.join(0.3)
+            assert guest.is_alive(), "what else is to be undone has met a write"
+        for thread in (guest, reader):
+            thread.join(20)
+            assert not thread.is_alive()
+        assert disk.node is node
+        assert disk.read(4096, 4) == b"kept"

@@ -72,6 +72,8 @@ class Graph:
         self._by_node: dict[int, Entry] = {}
         self._filters: dict[int, Node] = {}
         """Filters that were put above nodes, by the identity of these."""
+        self._drains: list[ExitStack] = []
+        """The `drained` sections that the thread is in which changes the graph."""
         self._counter = 100
 
     # --- looking --------------------------------------------------------------------------------
@@ -366,15 +368,20 @@ class Graph:
     def drained(self, *nodes: Node) -> Iterator[None]:
         """No request is in flight on the nodes, nor on anything above them.
 
-        From the top downwards, since requests above wait for those below.
+        From the top downwards, since requests above wait for those below. Those that wait go on
+        waiting until the outermost section has ended, also if their disk is moved meanwhile.
         """
         with self._changing, ExitStack() as stack:
-            entered: list[Tracker] = []
-            for node in self._from_the_top(nodes):
-                if node.tracker not in entered:
-                    entered.append(node.tracker)
-                    stack.enter_context(node.tracker.drained_section())
-            yield
+            self._drains.append(stack)
+            try:
+                entered: list[Tracker] = []
+                for node in self._from_the_top(nodes):
+                    if node.tracker not in entered:
+                        entered.append(node.tracker)
+                        stack.enter_context(node.tracker.drained_section())
+                yield
+            finally:
+                self._drains.pop()
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -454,7 +461,7 @@ class Graph:
                 settings = new_entry.settings
                 disk.switch(new, discard=settings.discard, detect_zeroes=settings.detect_zeroes)
             if moving and not shared:
-                self._renew_tracker(gone)
+                self._renew_tracker(gone, new.tracker)
             self.refresh_above(new)
 
     def is_below(self, node: Node, below: Node) -> bool:
@@ -463,11 +470,17 @@ class Graph:
             edge.child is below or self.is_below(edge.child, below) for edge in self.children(node)
         )
 
-    def _renew_tracker(self, gone: Tracker) -> None:
-        """Requests that wait at the old place must look for their disk's new one."""
+    def _renew_tracker(self, gone: Tracker, taken: Tracker) -> None:
+        """Requests that wait at the old place must look for their disk's new one, and wait there.
+
+        What the graph's change consists of besides may still be undone, and with it their effect.
+        """
         fresh = Tracker()
         for entry in self.named():
             if entry.node.tracker is gone:
+        for tracker in (fresh, taken):
+            self._drains[0].enter_context(tracker.drained_section())
+            self._drains[0].enter_context(tracker.calling_out())
                 entry.node.tracker = fresh
                 for disk in entry.disks:
                     disk.follow_tracker()
