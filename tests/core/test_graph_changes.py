@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -242,3 +243,27 @@ def test_what_waits_goes_on_waiting_when_its_disk_is_moved(graph: Graph, tmp_pat
             assert not thread.is_alive()
         assert disk.node is node
         assert disk.read(4096, 4) == b"kept"
+
+
+def test_filters_upon_filters(graph: Graph, tmp_path: Path) -> None:
+    """They come between what is there, and go in any order; who comes later is above them all."""
+    node = graph.add(stored(tmp_path, "s.raw"))
+    for order in itertools.permutations(range(3)):
+        first = Counting(node)
+        second = Counting(first)
+        below = Counting(node)
+        graph.insert_filter(first, node)
+        graph.insert_filter(second, first)
+        graph.insert_filter(below, node)
+        filters = [below, first, second]  # from the storage upwards
+        here = list(filters)
+        for number in order:
+            before = [each.writes for each in filters]
+            with graph.open_disk(node, writable=True) as disk:
+                assert disk.node is here[-1]
+                disk.write(0, b"x")
+            passed = [each.writes - old for each, old in zip(filters, before, strict=True)]
+            assert passed == [int(each in here) for each in filters]
+            graph.remove_filter(filters[number])
+            here.remove(filters[number])
+        assert graph.find_top("s.raw") is node

@@ -34,6 +34,12 @@ DIFFERENCES: tuple[Difference, ...] = (
         "QEMU looks at the graph first, and does not say who is in the way",
     ),
     Difference(
+        "blockdev-del",
+        BUSY,
+        r"GenericError: Block device s is in use",
+        "a backup of QEMU's does not say that it is in the way of its source",
+    ),
+    Difference(
         "block_resize",
         f"{BUSY}|{BELOW}",
         re.escape("GenericError: Device '(null)' is in use"),

@@ -177,6 +177,50 @@ BACKUP = [
     step("query-jobs"),
 ]  # fmt: skip
 
+
+def back_up(job: str, target: str, **more: Any) -> dict[str, Any]:
+    """An action: of s to another node."""
+    named = {"job_id": job, "device": "s", "target": target, "sync": "full"}
+    return action("blockdev-backup", **{**named, **more})
+
+
+def both(*actions: dict[str, Any], mode: str = "individual") -> Step:
+    return step("transaction", actions=list(actions), properties={"completion-mode": mode})
+
+
+BACKUPS_OF_ONE = [
+    *SOURCE_AND_TARGET,
+    raw("u.raw", "u"),
+    raw("v.raw", "v"),
+    step("block-dirty-bitmap-add", node="s", name="b"),
+    step("blockdev-backup", job_id="j", device="s", target="t", sync="none"),
+    status("j", "running"),
+    step("blockdev-backup", job_id="j", device="s", target="u", sync="none"),
+    step("blockdev-backup", job_id="k", device="s", target="t", sync="none"),
+    step("blockdev-backup", job_id="k", device="t", target="v", sync="none"),
+    step("blockdev-backup", job_id="k", device="s", target="u", sync="none"),
+    status("k", "running"),
+    mirror(job_id="m", target="v"),
+    step("blockdev-backup", job_id="l", device="s", target="v", sync="full"),
+    status("l", "null"),
+    step("query-jobs"),
+    step("blockdev-del", node_name="s"),
+    step("block-job-cancel", device="j"),
+    status("j", "null"),
+    step("blockdev-backup", job_id="j", device="s", target="t", sync="incremental", bitmap="b"),
+    status("j", "null"),
+    step("block-job-cancel", device="k"),
+    status("k", "null"),
+    both(back_up("j", "t", sync="none"), back_up("k", "u", sync="none")),
+    status("k", "running"),
+    step("block-job-cancel", device="k"),
+    status("k", "null"),
+    step("block-job-cancel", device="j"),
+    status("j", "null"),
+    step("blockdev-del", node_name="t"),
+    step("blockdev-del", node_name="s"),
+]
+
 CHAIN_JOBS = [
     qed("top.qed", "top"),
     step("block-stream", job_id="j", device="top", base_node="zz"),
@@ -233,6 +277,7 @@ JOB_SCRIPTS = {
     "cancel": CANCEL,
     "by hand": BY_HAND,
     "backup": BACKUP,
+    "backups of one": BACKUPS_OF_ONE,
     "stream": CHAIN_JOBS,
     "commit": COMMIT,
     "create": CREATE,

@@ -1,7 +1,7 @@
 """Conversations that are held with our daemon and with QEMU's, to compare the answers.
 
-Each step is a command with its arguments. In the folder there are: t.qed and t.raw (1 MiB, empty),
-base.raw with data and top.qed above it.
+Each step is a command with its arguments. In the folder there are: t.qed, t.raw, u.raw and v.raw
+(1 MiB, empty), base.raw with data and top.qed above it.
 """
 
 from __future__ import annotations

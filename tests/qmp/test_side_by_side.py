@@ -27,6 +27,8 @@ def prepare(folder: Path) -> None:
     for line in (
         "-f qed t.qed 1M",
         "-f raw t.raw 1M",
+        "-f raw u.raw 1M",
+        "-f raw v.raw 1M",
         "-f qed -b base.raw -F raw top.qed",
     ):
         subprocess.run(["qemu-img", "create", "-q", *line.split()], cwd=folder, check=True)
@@ -47,18 +49,25 @@ def answers(folder: Path, program: tuple[str, ...], script: list[Step]) -> list[
         if events:
             talk.do("blockdev-add", driver="null-co", node_name="end")  # later events are in by now
             events += talk.events_so_far()
-    return [*found, without_rests([normal_event(each) for each in events])]
+    return [*found, [normal_event(each) for each in without_rests(events)]]
 
 
-def without_rests(events: list[str]) -> list[str]:
+def without_rests(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """QEMU's jobs rest for a moment whenever the graph changes, and tell so; ours need not."""
-    kept: list[str] = []
+    kept: list[dict[str, Any]] = []
     for event in events:
-        if kept and '"paused"' in kept[-1] and '"running"' in event:
-            kept.pop()
+        of_it = [each for each in kept if _state(each)[0] == _state(event)[0] is not None]
+        if of_it and _state(event)[1] == "running" and _state(of_it[-1])[1] == "paused":
+            kept.remove(of_it[-1])
         else:
             kept.append(event)
     return kept
+
+
+def _state(event: dict[str, Any]) -> tuple[str | None, str | None]:
+    """A job and its state, of events about that."""
+    data = event["data"]
+    return (data["id"], data["status"]) if event["event"] == "JOB_STATUS_CHANGE" else (None, None)
 
 
 def normal_event(event: dict[str, Any]) -> str:

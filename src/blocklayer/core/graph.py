@@ -167,9 +167,9 @@ class Graph:
 
     def find_top(self, name: str) -> Node:
         """Where who names a node has to stand: above the filters of jobs."""
-        return self._top_of(self.find(name))
+        return self.top_of(self.find(name))
 
-    def _top_of(self, node: Node) -> Node:
+    def top_of(self, node: Node) -> Node:
         """Where who wants a node has to stand: above the filters that were put there."""
         while id(node) in self._filters:
             node = self._filters[id(node)]
@@ -292,11 +292,13 @@ class Graph:
         for entry in self.named():
             entry.blocked.pop(owner, None)
 
-    def require_unblocked(self, name_or_node: str | Node, *, but: object = None) -> None:
-        """Raise `InvalidArgument` if somebody blocks the node."""
+    def require_unblocked(
+        self, name_or_node: str | Node, *, but: Callable[[object], bool] | None = None
+    ) -> None:
+        """Raise `InvalidArgument` if somebody blocks the node, `but` owners that do not matter."""
         entry = self.entry(name_or_node)
         for owner, reason in list(entry.blocked.items()):
-            if owner is not but:
+            if but is None or not but(owner):
                 raise InvalidArgument(f"Node '{entry.name}' is busy: {reason}")
 
     def require_no_overlay(self, node: Node) -> None:
@@ -343,7 +345,7 @@ class Graph:
         with self._changing:
             entry = self.entry(name_or_node)
             if follows:
-                entry = self.entry(self._top_of(entry.node))
+                entry = self.entry(self.top_of(entry.node))
             if writable and entry.node.read_only:
                 raise ReadOnly(f"Block node is read-only: '{entry.name}'")
             needs = {READ, *([WRITE] if writable else []), *([RESIZE] if resizes else [])}
@@ -476,11 +478,11 @@ class Graph:
         What the graph's change consists of besides may still be undone, and with it their effect.
         """
         fresh = Tracker()
-        for entry in self.named():
-            if entry.node.tracker is gone:
         for tracker in (fresh, taken):
             self._drains[0].enter_context(tracker.drained_section())
             self._drains[0].enter_context(tracker.calling_out())
+        for entry in self.named():
+            if entry.node.tracker is gone:
                 entry.node.tracker = fresh
                 for disk in entry.disks:
                     disk.follow_tracker()
@@ -502,15 +504,21 @@ class Graph:
             settings = self.entry(below).settings
             self._note(name, node, settings, owned=True)
             self.replace(below, node)
+            if id(below) in self._filters:
+                self._filters[id(node)] = self._filters[id(below)]
             self._filters[id(below)] = node
 
-    def remove_filter(self, node: Node, below: Node) -> None:
-        """Undo `insert_filter`; `below` may also be another node to stand on from now on."""
-        with self.drained(node, below):
+    def remove_filter(self, node: FilterNode, to: Node | None = None) -> None:
+        """Undo `insert_filter`; `to` is what those above shall stand on, if not what is below."""
+        with self._changing, ExitStack() as stack:
+            below = node.child if to is None else to  # with the lock: filters come and go there
+            stack.enter_context(self.drained(node, below))
             self.replace(node, below)
             for below_id, above in list(self._filters.items()):
                 if above is node:
                     del self._filters[below_id]
+            if (above_it := self._filters.pop(id(node), None)) is not None:
+                self._filters[id(below)] = above_it
             entry = self.entry(node)
             children = [edge.child for edge in self.children(node)]
             del self._entries[entry.name], self._by_node[id(node)]

@@ -10,6 +10,9 @@ to the target itself; the job copies the rest. Nobody copies anything twice:
 A guest never fails because the target does: then the backup has failed.
 
 The target may be an overlay of the source, and be read meanwhile: see `fleecing`.
+
+Several backups of one node have a filter each, the later ones further up. A guest's write passes
+all of them before it reaches the node; none knows of the others, and each ends when it likes.
 """
 
 from __future__ import annotations
@@ -88,10 +91,10 @@ class BackupJob(CopyingJob):
         if bitmap is not None:
             self._has_bitmap = bitmap.busy = True
 
-    def make_filter(self) -> BeforeWriteFilter:
+    def make_filter(self, below: Node) -> BeforeWriteFilter:
         """Sees guests' writes."""
         name = self.graph.name_of(self.source)
-        return BeforeWriteFilter(self.source, self, f"Node '{name}' is busy: {self.busy}")
+        return BeforeWriteFilter(below, self, f"Node '{name}' is busy: {self.busy}")
 
     def enter(self) -> None:
         """The moment that is kept: what the bitmap holds is taken, everything after it is new."""
@@ -100,7 +103,8 @@ class BackupJob(CopyingJob):
             if self.options["layer"] is not None:
                 self._fleecing = Fleecing(self.graph, self.engine, *self.options["layer"])
                 self._fleecing.begin()
-            require_peace(self.graph, self.source)
+            assert self._filter is not None
+            require_peace(self.graph, self._filter.child)
             sync, bitmap = self.options["sync"], self.options["bitmap_object"]
             if bitmap is not None:
                 self._saved = Bitmap(bitmap.size, bitmap.granularity)
@@ -263,12 +267,12 @@ def start(
         raise InvalidArgument(f"must provide a valid bitmap name for '{sync}' sync mode")
     found = find_bitmap(source, bitmap)
     sync, bitmap_mode = check_bitmap_options(sync, bitmap, bitmap_mode)
-    graph.require_unblocked(source)
+    graph.require_unblocked(source, but=lambda owner: _backs_up(owner, source))
     graph.require_unblocked(destination)
     if source.size != destination.size:
         raise InvalidArgument("Source and target image have different sizes")
     if filter_node_name is not None:
-        graph.check_new_name(filter_node_name)
+        _check_filter_name(graph, filter_node_name)
     granularity = max(64 * KiB, default_granularity(destination))
     options = {
         "target": destination,
@@ -291,6 +295,18 @@ def start(
     if transaction is None:
         job.start()
     return job
+
+
+def _check_filter_name(graph: Graph, name: str) -> None:
+    try:
+        graph.check_new_name(name)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"Could not create node: {error.message}") from error
+
+
+def _backs_up(owner: object, source: Node) -> bool:
+    """Whether a job is a backup of this node, which others may back up as well."""
+    return isinstance(owner, BackupJob) and owner.source is source
 
 
 def check_bitmap_options(sync: str, bitmap: str | None, mode: str | None) -> tuple[str, str | None]:

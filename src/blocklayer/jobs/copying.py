@@ -149,9 +149,6 @@ class CopyingJob(Job):
         )
         for node in (self.source, options["target"]):
             self.graph.block(node, self, self.busy)
-        self._filter = self.make_filter()
-        if self._filter is not None:
-            self._filter.children["target"] = options["target"]
 
     def open_target(self, node: Node) -> GraphDisk:
         """The disk that the job writes to."""
@@ -164,25 +161,31 @@ class CopyingJob(Job):
             follows=False,
         )
 
-    def make_filter(self) -> JobFilter | None:
-        """What shall stand above the source while the job runs, if anything."""
+    def make_filter(self, below: Node) -> JobFilter | None:
+        """What shall stand above the source while the job runs, if anything.
+
+        below  the source, or the filter that another job has there
+        """
         return None
 
     def enter(self) -> None:
         """Put the filter in: from now on the job sees what is written."""
-        node = self._filter
-        if node is not None:
-            self.graph.insert_filter(node, self.source, self.options["filter_node_name"])
-            self._entered = True
-            self.graph.block(node, self, self.busy)
+        with self.graph.drained(self.source):
+            below = self.graph.top_of(self.source)
+            node = self._filter = self.make_filter(below)
+            if node is not None:
+                node.children["target"] = self.options["target"]
+                self.graph.insert_filter(node, below, self.options["filter_node_name"])
+                self._entered = True
+                self.graph.block(node, self, self.busy)
 
     def leave(self, to: Node | None = None) -> None:
-        """Take the filter out: everybody stands on the source again, or on `to`."""
+        """Take the filter out: everybody stands on what was below it, or on `to`."""
         self.engine.stopped = True
         node = self._filter
         if node is not None and self._entered:
             node.children.pop("target", None)
-            self.graph.remove_filter(node, self.source if to is None else to)
+            self.graph.remove_filter(node, to)
             self._entered = False
 
     def abort(self) -> None:

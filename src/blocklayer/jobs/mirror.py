@@ -77,10 +77,10 @@ class MirrorJob(CopyingJob):
         self._falls_behind = False
         super().__init__(graph, jobs, job_id, source, options)
 
-    def make_filter(self) -> MirrorFilter:
+    def make_filter(self, below: Node) -> MirrorFilter:
         """Sees guests' writes."""
         name = self.graph.name_of(self.source)
-        return MirrorFilter(self.source, self.engine, f"Node '{name}' is busy: {self.busy}")
+        return MirrorFilter(below, self.engine, f"Node '{name}' is busy: {self.busy}")
 
     # --- verbs ----------------------------------------------------------------------------------
 
