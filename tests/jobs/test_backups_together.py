@@ -203,7 +203,9 @@ def test_of_one_moment(grouped: bool) -> None:
                 transaction = group if grouped and number < 2 else JobTransaction()
                 jobs.append(here.begin(number, transaction=transaction, speed=1, **more))
             for job in jobs:
-                job.start()
+                job.begin()
+            for job in jobs:
+                job.go()
         here.guests.change(1, chooser)
         changed = list(bitmap.runs())
         for job in jobs[:2]:
@@ -261,6 +263,29 @@ def test_what_is_refused() -> None:
         here.require_order()
 
 
+def test_one_that_cannot_begin_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a thread for it is left; that is known before anything has begun."""
+    with scene() as here:
+        first = here.begin(0, speed=1)
+        heard = len(here.here.events)
+
+        def no_thread(*arguments: object, **named: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("threading.Thread.start", no_thread)
+            with pytest.raises(RuntimeError):
+                here.begin(1)
+        assert here.here.events[heard:] == []
+        assert here.here.jobs.all() == [first]
+        here.guests.change_each(random.Random(1))
+        unleash(first)
+        wait_end(first)
+        here.require_kept(0)
+        assert not any(content(here.targets[1]))
+        here.require_order()
+
+
 @pytest.mark.parametrize("early", [True, False])
 @pytest.mark.parametrize("first", [0, 1])
 def test_two_overlays_show_two_moments(tmp_path: Path, early: bool, first: int) -> None:
@@ -306,4 +331,42 @@ def test_two_overlays_show_two_moments(tmp_path: Path, early: bool, first: int) 
             reader.close()
         for number in range(2):
             graph.remove(f"dst{number}")
+        here.require_order()
+
+
+@pytest.mark.parametrize(
+    ("mode", "sync"),
+    [
+        ("on-success", "full"),
+        ("always", "full"),
+        ("on-success", "bitmap"),
+        ("always", "bitmap"),
+        ("never", "bitmap"),
+    ],
+)
+def test_taken_back_as_if_it_had_never_been(tmp_path: Path, mode: str, sync: str) -> None:
+    """The bitmap, and the overlay that would have shown the moment."""
+    chooser = random.Random(2)
+    with scene(targets=0) as here:
+        graph = here.here.graph
+        path = str(tmp_path / "o.qed")
+        blocklayer.create(path, size=SIZE, format="qed")
+        file = {"driver": "file", "filename": path}
+        graph.add({"driver": "qed", "node-name": "dst0", "file": file, "backing": "src"})
+        here.names = list(graph.names)
+        bitmap = here.disk.add_bitmap("b", 4 * KiB)
+        here.guests.change(1, chooser)
+        before = list(bitmap.runs())
+        more = {"bitmap": "b", "bitmap_mode": mode, "auto_dismiss": False}
+        with graph.drained(here.source):
+            job = here.begin(0, sync, transaction=JobTransaction(), **more)
+            job.begin()
+            job.take_back()
+        assert job.ended.is_set()
+        assert here.here.jobs.all() == []
+        assert list(bitmap.runs()) == before
+        assert not bitmap.busy
+        here.guests.change_each(chooser)
+        with graph.open_disk("dst0") as reader:
+            here.guests.model.require(0, reader.read(0, SIZE))
         here.require_order()

@@ -125,7 +125,7 @@ def test_a_backup_that_cannot_begin_changes_no_bitmap(talk: Conversation) -> Non
     for each in backups:
         del each["data"]["bitmap"]
     words = talk.refused("transaction", actions=[*changes, *backups])
-    assert words == "Duplicate nodes with node-name='f'"
+    assert words == "Could not create node: Duplicate nodes with node-name='f'"
     assert bitmaps(talk) == before
     assert talk.do("query-jobs") == []
 
@@ -183,8 +183,8 @@ def test_a_snapshot_of_a_layer(talk: Conversation) -> None:
     talk.do("transaction", actions=[snapshot])
 
 
-def test_a_backup_that_cannot_begin_takes_back_a_snapshot(talk: Conversation) -> None:
-    """The name of its filter has been given to the overlay."""
+def test_a_name_is_for_who_comes_first(talk: Conversation) -> None:
+    """The name of a filter, and of an overlay: the other one cannot be had, and nothing is left."""
     overlay(talk, "o", backing=None)
     before = backing_files(talk)
     made = action(
@@ -192,33 +192,63 @@ def test_a_backup_that_cannot_begin_takes_back_a_snapshot(talk: Conversation) ->
     )
     begin = backup(device="u", target="v", sync="full", filter_node_name="f")
     del begin["data"]["bitmap"]
-    assert talk.refused("transaction", actions=[begin, made]) == (
-        "Duplicate nodes with node-name='f'"
-    )
-    assert backing_files(talk) == before
-    assert not (talk.folder / "new").exists()
-    assert talk.do("query-jobs") == []
+    for actions, words in (
+        ([begin, made], "New overlay node-name already in use"),
+        ([made, begin], "Could not create node: Duplicate nodes with node-name='f'"),
+    ):
+        assert talk.refused("transaction", actions=actions) == words
+        assert backing_files(talk) == before
+        assert not (talk.folder / "new").exists()
+        assert talk.do("query-jobs") == []
     talk.do("transaction", actions=[action("blockdev-snapshot", node="s", overlay="o")])
 
 
-def test_a_job_that_has_begun_keeps_its_snapshot(talk: Conversation) -> None:
-    """It ends, and whoever is on the overlay stays there, over what was there before."""
+@pytest.mark.parametrize("mode", ["individual", "grouped"])
+def test_a_snapshot_goes_with_the_jobs_on_it(talk: Conversation, mode: str) -> None:
+    """One backup has begun on the overlay, another one cannot: clients stay where they were."""
     overlay(talk, "o", backing=None)
+    before = backing_files(talk)
     nbd = str(talk.folder / "nbd")
     talk.do("nbd-server-start", addr={"type": "unix", "data": {"path": nbd}})
     talk.do("block-export-add", type="nbd", id="e", node_name="s", writable=True)
     snapshot = action("blockdev-snapshot", node="s", overlay="o")
     backups = [
-        backup(device="o", sync="full", filter_node_name="f", speed=1),
+        backup(device="o", sync="full", filter_node_name="f", auto_dismiss=False),
         backup(job_id="k", device="u", target="v", sync="full", filter_node_name="f"),
     ]
     for each in backups:
         del each["data"]["bitmap"]
-    words = talk.refused("transaction", actions=[snapshot, *backups])
-    assert words == "Duplicate nodes with node-name='f'"
-    assert talk.do("query-jobs") == []
+    properties = {"completion-mode": mode}
+    actions = [snapshot, *backups] if mode == "individual" else backups
+    if mode == "grouped":
+        talk.do("blockdev-snapshot", **snapshot["data"])
+        before = backing_files(talk)
+    for _ in range(5):
+        words = talk.refused("transaction", actions=actions, properties=properties)
+        assert words == "Could not create node: Duplicate nodes with node-name='f'"
+        assert talk.do("query-jobs") == []
+        assert backing_files(talk) == before
     with blocklayer.open(f"nbd+unix:///s?socket={nbd}", mode="r+", format="raw") as disk:
         assert disk.read(128 << 10, 65536) == b"\7" * 65536
         disk.write(0, b"n" * 512)
-    line = 'qemu-io o "read -P 0x6e 0 512"'
+    line = f'qemu-io {"s" if mode == "individual" else "o"} "read -P 0x6e 0 512"'
     assert "failed" not in talk.do("human-monitor-command", command_line=line)
+
+
+def test_drive_backups_leave_no_file(talk: Conversation) -> None:
+    """Neither the one that has begun nor the one that cannot."""
+    drives = [
+        action("drive-backup", device="s", job_id=name, target=f"{name}.img", format=kind,
+               sync=sync, **more)
+        for name, kind, sync, more in (
+            ("a", "qed", "none", {"filter_node_name": "f"}),
+            ("b", "raw", "full", {}),
+            ("c", "qed", "full", {"filter_node_name": "f"}),
+        )
+    ]  # fmt: skip
+    graph = talk.do("x-debug-query-block-graph")
+    words = talk.refused("transaction", actions=drives)
+    assert words == "Could not create node: Duplicate nodes with node-name='f'"
+    assert not list(talk.folder.glob("*.img"))
+    assert talk.do("query-jobs") == []
+    assert talk.do("x-debug-query-block-graph") == graph

@@ -78,6 +78,7 @@ class BackupJob(CopyingJob):
     """See the module."""
 
     type = "backup"
+    is_told_of = False
     target_shares = ALL - {RESIZE}
     _has_bitmap = False
     """Nobody else may change the bitmap: from when the job is made, so in a transaction as well."""
@@ -123,7 +124,8 @@ class BackupJob(CopyingJob):
             super().leave(to)
             return
         with self.graph.drained(self.source):
-            self._fleecing.end(complete=not self.engine.stopped)
+            kept = not (self.engine.stopped and self._has_gone)
+            self._fleecing.end(complete=kept)
             super().leave(to)
 
     def _copying_up(self) -> AbstractContextManager[None]:
@@ -215,7 +217,7 @@ class BackupJob(CopyingJob):
         bitmap, saved = self.options["bitmap_object"], self._saved
         if bitmap is not None and saved is not None:
             mode, sync = self.options["bitmap_mode"], self.options["sync"]
-            if mode == "on-success":
+            if mode == "on-success" or not self._has_gone:
                 bitmap.merge(saved)
             elif mode == "always":
                 for offset, length in self.engine.dirty.runs():

@@ -44,6 +44,10 @@ class Job:
     can_complete: ClassVar[bool] = False
     _entering = False
     """A thread is setting it up: who cancels it now leaves the rest to that thread."""
+    _has_gone = False
+    """It has been let go: before that, nothing it has done has met a guest's request."""
+    is_told_of = True
+    """Whether the world hears of its states; of some kinds not before they have begun."""
 
     def __init__(
         self,
@@ -148,7 +152,15 @@ class Job:
     # --- verbs ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Begin, and go; returns at once."""
+        self.begin()
+        self.go()
+
+    def begin(self) -> None:
+        """All of a start that can fail, or that changes the graph; then comes `go` or `take_back`.
+
+        Raises what went wrong, and then nothing of the job remains.
+        """
         with self.changed:
             if self.status != states.CREATED:  # cancelled with its group
                 return
@@ -156,12 +168,31 @@ class Job:
         thread = threading.Thread(target=self._live, name=f"blocklayer-{self.id}", daemon=True)
         try:
             self.enter()
-            with self.changed:
-                thread.start()
-                self.transition(states.RUNNING)  # before the thread, which needs the lock first
+            thread.start()  # it waits: a thread that cannot be had is to be known now
         except BaseException:
             self.fail_early()
             raise
+        self._tell_of_it()
+
+    def go(self) -> None:
+        """Work, after `begin`. Cannot fail."""
+        with self.changed:
+            if self.status == states.CREATED:
+                self._entering = False
+                self._has_gone = True
+                self.transition(states.RUNNING)
+
+    def take_back(self) -> None:
+        """Instead of `go`: undo `begin` and forget the job. Raises what went wrong on the way."""
+        with self.changed:
+            if self.status != states.CREATED:
+                return
+            self.cancelled = True
+            self._transaction.fail(self)
+            self.transition(states.ABORTING)
+        self._bury()
+        if self.cause is not None:
+            raise self.cause
 
     def pause(self) -> None:
         """Stop at the next pause point, until `resume`."""
@@ -267,7 +298,10 @@ class Job:
     # --- for the job's own work -----------------------------------------------------------------
 
     def enter(self) -> None:
-        """The job begins: in the thread of who starts it. What raises is undone with `abort`."""
+        """The job begins: in the thread of who starts it. What raises is undone with `abort`.
+
+        So is all of it, if another job of a transaction cannot begin: `_has_gone` is False then.
+        """
 
     def run(self) -> None:
         """Do the work. Raises `JobCancelled`, or what has gone wrong."""
@@ -397,8 +431,16 @@ class Job:
         with self.changed:
             assert status in states.TRANSITIONS[self.status], f"{self.status} -> {status}"
             self.status = status
-            self.jobs.emit("JOB_STATUS_CHANGE", {"id": self.id, "status": status})
+            if self.is_told_of:
+                self.jobs.emit("JOB_STATUS_CHANGE", {"id": self.id, "status": status})
             self.changed.notify_all()
+
+    def _tell_of_it(self) -> None:
+        """From now on the world hears of its states; first of that in which it is."""
+        with self.changed:
+            if not self.is_told_of:
+                self.is_told_of = True
+                self.jobs.emit("JOB_STATUS_CHANGE", {"id": self.id, "status": self.status})
 
     def emit_block(self, name: str, **more: Any) -> None:
         """An event with what block jobs tell of themselves. Lock held."""
@@ -409,9 +451,12 @@ class Job:
     # --- its thread -----------------------------------------------------------------------------
 
     def _live(self) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.status != states.CREATED)
+            if not self._has_gone:
+                return  # whoever has taken it back undoes what there is
+            wanted = not self.cancelled
         try:
-            with self.changed:
-                wanted = not self.cancelled
             if wanted and self._try(self.run) and self._pass_gates():
                 self._succeed()
             else:
@@ -500,6 +545,7 @@ class Job:
 
     def _abandon(self) -> None:
         """It was created and never ran. Lock held, so what is to be undone is another thread's."""
+        self._tell_of_it()
         self.cancelled = True
         self._transaction.fail(self)
         self.transition(states.ABORTING)
@@ -509,7 +555,8 @@ class Job:
         self._try(self.abort)
         self._try(self.clean)
         with self.changed:
-            self._conclude()
+            self.transition(states.CONCLUDED)
+            self._forget()  # also without auto_dismiss: it has no result to be looked at
             self.ended.set()
             self.changed.notify_all()
 

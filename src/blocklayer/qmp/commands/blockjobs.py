@@ -78,13 +78,16 @@ def drive_mirror(context: Context, arguments: schema.DriveMirror) -> None:
 def begin_backup(
     context: Context, arguments: schema.BlockdevBackup, transaction: JobTransaction | None
 ) -> Job:
-    """blockdev-backup; with a transaction the job is made, and started by who has it."""
+    """blockdev-backup; with a transaction it has begun, and who has the transaction lets it go."""
     from blocklayer.jobs import backup
 
     options = _given(arguments)
     if arguments.x_perf is not None:
         options["x_perf"] = msgspec.to_builtins(arguments.x_perf)
-    return backup.start(context.graph, context.jobs, transaction=transaction, **options)
+    job = backup.start(context.graph, context.jobs, transaction=transaction, **options)
+    if transaction is not None:
+        job.begin()
+    return job
 
 
 @FAMILY.command("blockdev-backup", schema.BlockdevBackup)

@@ -25,8 +25,6 @@ FAMILY = Family("Transactions")
 
 Undo = Callable[[], None]
 
-_SNAPSHOTS = (schema.TakeSnapshot, schema.TakeSnapshotSync)
-
 
 def _abort(context: Context, arguments: Any) -> Undo:
     raise QmpError("Transaction aborted using Abort action")
@@ -61,56 +59,50 @@ def transaction(context: Context, arguments: schema.Transaction) -> None:
                 " completion-mode = grouped"
             )
     changed = _nodes(context, arguments.actions)
-    jobs: list[Job] = []
     try:
         with ExitStack() as drained:
             drained.enter_context(context.graph.drained(*changed))
             for node in changed:
                 # This thread's own requests do not wait for the drain that it has begun.
                 drained.enter_context(node.tracker.calling_out())
-            _carry_out(context, arguments.actions, JobTransaction() if grouped else None, jobs)
-    except BaseException:
-        for job in jobs:
-            job.wait()  # what was cancelled is undone in its own thread, as soon as it may
-        raise
+            _carry_out(context, arguments.actions, JobTransaction() if grouped else None)
     finally:
         nodes.disown_made(context)
 
 
-def _carry_out(
-    context: Context, actions: list[Any], group: JobTransaction | None, jobs: list[Job]
-) -> None:
-    """Do all, or nothing; the jobs begin when all else is done."""
-    done: list[tuple[Any, Undo]] = []
-    started: list[Job] = []
+def _carry_out(context: Context, actions: list[Any], group: JobTransaction | None) -> None:
+    """Do all, or nothing.
+
+    Jobs begin in their places, and so are taken back in theirs: a later action may build on what
+    an earlier one has made. They go when nothing can fail any more.
+    """
+    jobs: list[Job] = []
+    done: list[Undo] = []
     try:
         for action in actions:
+            # A group of its own, if not all together: so it does not start by itself.
             if isinstance(action, schema.Backup):
-                # A group of its own, if not all together: so it does not start by itself.
-                jobs.append(blockjobs.begin_backup(context, action.data, group or JobTransaction()))
+                job = blockjobs.begin_backup(context, action.data, group or JobTransaction())
+                undoes: list[Undo] = [job.take_back]
+                jobs.append(job)
             elif isinstance(action, schema.BackupDrive):
                 job, forget = blockjobs.begin_drive_backup(
                     context, action.data, group or JobTransaction()
                 )
+                undoes = [forget, job.take_back]
                 jobs.append(job)
-                done.append((action, forget))
             else:
-                done.append((action, _ACTIONS[type(action)](context, action.data)))
-        for job in jobs:
-            job.start()
-            started.append(job)
+                undoes = [_ACTIONS[type(action)](context, action.data)]
+            done += undoes
     except BaseException as error:
-        for job in jobs:
-            with job.changed:
-                job.cancel_with_group()
-        # A job that has begun ends when others may run: until then it stands on the snapshot.
-        kept = _SNAPSHOTS if started else ()
-        for undo in [undo for action, undo in reversed(done) if not isinstance(action, kept)]:
+        for undo in reversed(done):
             try:
                 undo()
             except Exception as failure:  # the others are to be undone all the same
                 error.add_note(f"undoing an action failed as well: {failure}")
         raise
+    for job in jobs:
+        job.go()
 
 
 def _nodes(context: Context, actions: list[Any]) -> list[Node]:
