@@ -89,7 +89,8 @@ def test_madmen_do_not_disturb(make: Make, serve: Serve, seed: int, seconds: flo
     timer.join()
     assert time.monotonic() - started > seconds / 3
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown * KiB < 48 * MiB, f"memory grows: {grown} KiB"
+    # Four madmen may have sixteen threads each at large reads; more is a leak.
+    assert grown * KiB < 128 * MiB, f"memory grows: {grown} KiB"
     served.wait_until_alone()
     assert len([name for name in threads_of_servers() if name != "nbd listener"]) == 0
     served.server.remove("sane")

@@ -102,7 +102,7 @@ def kill_daemon(
             target="target",
             sync="full",
             copy_mode=mode,
-            speed=0 if ready else 8 * MiB,
+            speed=0 if ready else MiB // 2,  # so that it is not ready on a busy machine either
         )
         if ready:
             talk.event("BLOCK_JOB_READY", device="j")

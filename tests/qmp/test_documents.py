@@ -33,10 +33,10 @@ def running(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     assert program == "blk"
     daemon = subprocess.Popen([sys.executable, "-m", "blocklayer", *words], cwd=folder)
     try:
-        connected(folder / "qmp.sock", daemon).close()
-        while not (folder / "nbd.sock").exists():  # of a later option
-            assert daemon.poll() is None
+        client = connected(folder / "qmp.sock", daemon)
+        while not client.ask("query-block-exports", {})["return"]:  # of a later option
             time.sleep(0.01)
+        client.close()
         yield daemon
     finally:
         daemon.kill()
