@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import random
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -292,3 +295,31 @@ def test_one_request_at_a_time_needs_no_second_thread(
             peer.write(number * LARGE, bytes([number]) * LARGE)
     served.wait_until_alone()
     assert not writers
+
+
+def test_a_connection_that_fails_keeps_no_memory(
+    make: Make, serve: Serve, writers: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its buffers go with it, and do not wait for the collector of cycles."""
+    served = serve(make(SIZE, format="raw"))
+    sessions: list[weakref.ref[Session]] = []
+    original = Session._finish_writes
+
+    def broken(self: Session, items: list[Item]) -> None:
+        if threading.current_thread() is self._partner:
+            sessions.append(weakref.ref(self))
+            raise OSError(errno.EPIPE, "the client is gone")
+        original(self, items)
+
+    monkeypatch.setattr(Session, "_finish_writes", broken)
+    gc.disable()
+    try:
+        for _ in range(5):
+            with served.connect() as peer, contextlib.suppress(OSError):
+                for number in range(40):
+                    peer.send(packed(peer, number, LARGE * (number % 8), bytes(LARGE)))
+            served.wait_until_alone()
+        wait_until(lambda: not any(ref() for ref in sessions), "sessions are kept")
+    finally:
+        gc.enable()
+    assert sessions

@@ -108,7 +108,10 @@ class Session:
                 self._partner.join()
             self._offload.close()
         if self._failure is not None:
-            raise self._failure
+            try:
+                raise self._failure
+            finally:
+                self._failure = None  # it refers to this frame, and so to the session
 
     def _receive_in_turn(self) -> None:
         """Receive and serve; with large writes in hand, let the other thread receive meanwhile."""
@@ -168,7 +171,8 @@ class Session:
         try:
             self._receive_in_turn()
         except OSError as error:
-            self._failure = error
+            # Without the frames, which hold this session: its buffers would outlive it for long.
+            self._failure = error.with_traceback(None)
             self._channel.abort()
         except Exception:
             log.exception("export '%s': a request failed", self._export.name)
