@@ -13,6 +13,7 @@ import pytest
 import blocklayer
 from blocklayer.base.errors import IoError, NotSupported
 from blocklayer.base.units import KiB, MiB
+from blocklayer.jobs.images import mirror_images
 from blocklayer.protocols import file_share
 from tests.foreign import qemu
 from tests.support import needs
@@ -212,3 +213,22 @@ def test_who_wants_the_bytes_seen_gets_a_copy(
     blocklayer.convert(source, target, source_format="raw", **options)  # type: ignore[arg-type]
     assert not asked
     assert target.read_bytes() == content
+
+
+@shareable
+def test_a_mirror_of_short_runs_takes_no_space(mounted: Path) -> None:
+    source, target = mounted / "runs", mounted / "mirror"
+    content = bytearray(SIZE)
+    for start in range(0, SIZE, 512 * KiB):
+        content[start : start + 256 * KiB] = random.Random(start).randbytes(256 * KiB)
+    with source.open("wb") as file:
+        for start in range(0, SIZE, 512 * KiB):
+            file.seek(start)
+            file.write(content[start : start + 256 * KiB])
+        file.truncate(SIZE)
+    before = used(mounted)
+    mirror_images(str(source), str(target), source_format="raw", format="raw")
+    assert used(mounted) - before < MiB
+    assert read_all(target, "raw") == content
+    source.unlink()
+    target.unlink()

@@ -9,6 +9,7 @@ and write are faster. Whoever calls this has another way for everything else, an
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from blocklayer.base.align import align_down
 from blocklayer.core.disk import Disk
@@ -20,6 +21,24 @@ AVAILABLE = hasattr(os, "copy_file_range")
 
 SAMPLE_STEP = 64 * 1024
 """Data is looked at in so many places for zeroes, which are better not copied at all."""
+
+
+def may_copy(source: Node, target: Disk) -> bool:
+    """Whether `copy_in_kernel` has a chance anywhere: it is of no use to ask it otherwise."""
+    storage = _storage(target.node)
+    return AVAILABLE and any(storage.can_share(found) for found in _descriptors(source))
+
+
+def _storage(node: Node) -> Node:
+    return node.file if isinstance(node, FormatNode) else node
+
+
+def _descriptors(node: Node) -> Iterator[int]:
+    """Of the plain files below a node."""
+    for child in node.children.values():
+        yield from _descriptors(child)
+    if not node.children and node.inline_descriptor is not None:
+        yield node.inline_descriptor
 
 
 def copy_in_kernel(source: Node, target: Disk, offset: int, length: int) -> int:
@@ -37,8 +56,7 @@ def copy_in_kernel(source: Node, target: Disk, offset: int, length: int) -> int:
     descriptor = file.inline_descriptor
     if descriptor is None or host + count > file.size:
         return 0
-    storage = target.node.file if isinstance(target.node, FormatNode) else target.node
-    if not storage.can_share(descriptor) or _shows_zeroes(descriptor, host, count):
+    if not _storage(target.node).can_share(descriptor) or _shows_zeroes(descriptor, host, count):
         return 0
     return target.copy_range(descriptor, host, offset, count)
 

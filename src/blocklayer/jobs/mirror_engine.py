@@ -21,7 +21,7 @@ from blocklayer.base.errors import BlocklayerError
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.bitmap import Bitmap
 from blocklayer.core.disk import Disk
-from blocklayer.core.kernel_copy import copy_in_kernel
+from blocklayer.core.kernel_copy import copy_in_kernel, may_copy
 from blocklayer.core.mapping import reads_as_zero, row_batches
 from blocklayer.core.node import ALLOCATE, UNMAP, Node, Span
 from blocklayer.core.requests import RangeLock
@@ -44,7 +44,8 @@ KERNEL_MIN = 64 * KiB
 LOOK_MAX = MiB
 """What is shorter is read and looked at, without asking the source where it reads as zeroes.
 
-Looking costs little where there is data, and dirty granules rarely are holes.
+Looking costs little where there is data, and dirty granules rarely are holes. Where the kernel can
+share blocks it is asked all the same.
 """
 
 SMALL_EXTENT = 64 * KiB
@@ -106,6 +107,7 @@ class Engine:
         """Nothing is written to the target any more."""
         self.guest_requests = 0
         """How often guests have changed the source, about: to see how busy they are."""
+        self._may_share = may_copy(source, target)
         self._ranges = RangeLock()
         self._on_guest_error = on_guest_error
         self._on_guest_moved = on_guest_moved
@@ -159,7 +161,7 @@ class Engine:
                         self._write_zero(position, size, moved, unmap=self.unmap)
                     else:
                         done = 0
-                        if kind == BYTES:
+                        if kind == BYTES and self._may_share:
                             done = self._copy_in_kernel(position, size, moved, known_zero)
                         load.read(position + done, size - done, known_zero)
         load.write()
@@ -187,7 +189,7 @@ class Engine:
         Where they are small and each costs a question, the rest is `MIXED`: it is read and looked
         at, which is faster.
         """
-        if length <= LOOK_MAX:
+        if length <= LOOK_MAX and not self._may_share:
             yield offset, length, MIXED
             return
         least = 1 if known_zero else self._zero_min

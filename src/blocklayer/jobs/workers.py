@@ -21,7 +21,8 @@ else:
 class StepBuffer:
     """Memory for one step at a time, made for the first that needs it.
 
-    Most bytes are moved by the kernel, and touching a step's memory takes longer than a small step.
+    Touching all of it takes longer than a small step, and where the kernel moves the bytes none is
+    needed.
     """
 
     def __init__(self, size: int) -> None:
