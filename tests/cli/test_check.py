@@ -141,6 +141,38 @@ def test_a_check_that_fails(damaged: Path, capsys: pytest.CaptureFixture[str]) -
     assert "Cannot read L2 table 0" in error["hint"]
 
 
+@pytest.mark.parametrize(
+    ("backing", "said"),
+    [
+        ("backing.driver=raw,backing.file.filename=base.raw", ""),
+        ("backing=", ""),
+        ("backing.driver=raw,backing.file.filename=nope.raw", "'nope.raw': No such file"),
+        ("backing.driver=bogus", "Unknown driver 'bogus'"),
+    ],
+)
+def test_a_backing_file_that_is_described(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    backing: str,
+    said: str,
+) -> None:
+    """It is opened, as qemu-img does; what the header names is not looked for."""
+    monkeypatch.chdir(tmp_path)
+    blocklayer.create("base.raw", size=1 << 20)
+    blocklayer.create(
+        "o.qed",
+        format="qed",
+        size=1 << 20,
+        backing="gone.raw",
+        backing_format="raw",
+        check_backing=False,
+    )
+    image = f"driver=qed,file.filename=o.qed,{backing}"
+    assert main(["check", "--image-opts", image]) == bool(said)
+    assert said in capsys.readouterr().err
+
+
 def test_output_in_one_file_is_in_order(damaged: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "blocklayer", "check", damaged],

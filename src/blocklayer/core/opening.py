@@ -242,7 +242,9 @@ class Opener:
 
         `options` as given by the user: a tree, a name, None for nothing, or what the header names.
         """
-        if options is None or not self.flags.backing_chain:
+        if options is None or options == "":  # "" is how it was said once
+            return None
+        if options is _AS_STORED and not self.flags.backing_chain:
             return None
         if isinstance(options, Node):
             return options
