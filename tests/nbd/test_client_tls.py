@@ -135,4 +135,5 @@ def test_what_is_not_supported() -> None:
 def test_names_are_written_as_gnutls_does() -> None:
     subject = ((("countryName", "GB"),), (("organizationName", "A, B"),), (("commonName", "#x "),))
     assert tls.distinguished_name({"subject": subject}) == r"CN=\#x\ ,O=A\, B,C=GB"
+    assert tls.distinguished_name({"subject": ((("commonName", " "),),)}) == r"CN=\ "
     assert tls.distinguished_name(None) == ""

@@ -257,13 +257,9 @@ class _EncryptedChannel(Channel):
 
     @property
     def peer_name(self) -> str:
-        certificate = self._tls.getpeercert() or {}
-        parts = []
-        for relative in reversed(certificate.get("subject", ())):
-            parts.append(
-                "+".join(f"{_SHORT.get(str(p[0]), p[0])}={_escaped(p[1])}" for p in relative)
-            )
-        return ",".join(parts)
+        from blocklayer.nbd.tls import distinguished_name
+
+        return distinguished_name(self._tls.getpeercert())
 
     def receive_soon(self, view: memoryview) -> int:
         return self.receive_into(view)
@@ -314,26 +310,3 @@ class _EncryptedChannel(Channel):
         except OSError:
             pass  # the peer does not listen any more
         super().close()
-
-
-_SHORT = {
-    "commonName": "CN",
-    "countryName": "C",
-    "domainComponent": "DC",
-    "emailAddress": "EMAIL",
-    "localityName": "L",
-    "organizationName": "O",
-    "organizationalUnitName": "OU",
-    "stateOrProvinceName": "ST",
-    "streetAddress": "STREET",
-    "userId": "UID",
-}
-"""Keywords of names, as GnuTLS and so QEMU's rules have them."""
-
-
-def _escaped(value: object) -> str:
-    """A value inside a distinguished name (RFC 4514, section 2.4)."""
-    text = "".join(f"\\{c}" if c in ',+"\\<>;' else c for c in str(value))
-    if text[:1] in ("#", " "):
-        text = "\\" + text
-    return text[:-1] + "\\ " if text.endswith(" ") and len(text) > 1 else text

@@ -193,6 +193,7 @@ _SHORT_NAMES = {
     "streetAddress": "STREET",
     "userId": "UID",
 }
+"""Keywords of names, as GnuTLS and so QEMU's rules have them."""
 
 
 def distinguished_name(certificate: Mapping[str, Any] | None) -> str:
@@ -208,6 +209,7 @@ def distinguished_name(certificate: Mapping[str, Any] | None) -> str:
 
 
 def _escaped(value: str) -> str:
+    """A value inside a distinguished name (RFC 4514, section 2.4)."""
     text = "".join("\\" + c if c in '\\,+"<>;' else c for c in value)
     if text.startswith((" ", "#")):
         text = "\\" + text
