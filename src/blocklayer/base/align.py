@@ -17,11 +17,6 @@ def div_ceil(value: int, divisor: int) -> int:
     return -(-value // divisor)
 
 
-def is_aligned(value: int, alignment: int) -> bool:
-    """Whether `value` is a multiple of `alignment`."""
-    return not value & (alignment - 1)
-
-
 def is_power_of_two(value: int) -> bool:
     """Whether `value` is 1, 2, 4, 8 …"""
     return value > 0 and not value & (value - 1)

@@ -20,8 +20,6 @@ BACKING: Final = 3
 OPAQUE: Final = 4
 """Only the driver can produce the bytes: compressed, encrypted."""
 
-KIND_NAMES: Final = {DATA: "data", ZERO: "zero", BACKING: "backing", OPAQUE: "opaque"}
-
 
 class Extent:
     """A run of guest bytes with one answer.

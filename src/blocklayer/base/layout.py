@@ -15,7 +15,7 @@ The text of a field is its unit.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from blocklayer.base.record import Record
 
@@ -25,14 +25,13 @@ if TYPE_CHECKING:
 
 
 class Field:
-    """One integer of a layout: its struct code, its unit and, for masks, the bits' names."""
+    """One integer of a layout: its struct code and its unit."""
 
-    __slots__ = ("bits", "code", "name", "offset", "unit")
+    __slots__ = ("code", "name", "offset", "unit")
 
-    def __init__(self, code: str, unit: str, bits: Mapping[int, str] | None = None) -> None:
+    def __init__(self, code: str, unit: str) -> None:
         self.code = code
         self.unit = unit
-        self.bits = dict(bits or {})
         self.name = ""
         self.offset = -1
 
@@ -40,19 +39,6 @@ class Field:
     def size(self) -> int:
         """Bytes on disk."""
         return struct.calcsize("=" + self.code)
-
-    @property
-    def known_mask(self) -> int:
-        """The bits that have names."""
-        return sum(1 << bit for bit in self.bits)
-
-    def bit_names(self, value: int) -> list[str]:
-        """The names of the bits set in `value`; ``bit 5`` where a bit has none."""
-        return [
-            self.bits.get(bit, f"bit {bit}")
-            for bit in range(value.bit_length())
-            if value >> bit & 1
-        ]
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -91,9 +77,9 @@ def u32(unit: str) -> Field:
     return Field("I", unit)
 
 
-def u64(unit: str, bits: Mapping[int, str] | None = None) -> Field:
-    """An unsigned 64-bit integer; with `bits`, a mask whose bits have names."""
-    return Field("Q", unit, bits)
+def u64(unit: str) -> Field:
+    """An unsigned 64-bit integer."""
+    return Field("Q", unit)
 
 
 class FieldInfo(Record, frozen=True):

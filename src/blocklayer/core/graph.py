@@ -230,9 +230,8 @@ class Graph:
                 used = {id(edge.child) for edge in self._all_edges()}
                 tops = [entry for entry in self._entries.values() if id(entry.node) not in used]
                 for entry in tops:
-                    entry.owned = True
+                    entry.owned = False
                     try:
-                        entry.owned = False
                         self.let_go(entry.node, recurse=False)
                     except BlocklayerError as error:
                         failures.append(error)

@@ -96,11 +96,13 @@ _R = TypeVar("_R", InjectError, SetState)
 
 
 def check_event(event: str) -> None:
+    """Raise `InvalidArgument` unless drivers may announce an event of this name."""
     if event not in EVENTS:
         raise InvalidArgument(f"There is no event '{event}'")
 
 
 def check_inject(rule: InjectError) -> None:
+    """Raise `InvalidArgument` for a rule that makes no sense."""
     unknown = rule.iotypes - set(IO_TYPES)
     if unknown:
         raise InvalidArgument(f"There is no I/O type '{min(unknown)}'")

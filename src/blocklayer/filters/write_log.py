@@ -54,7 +54,7 @@ class Entry(Layout):
 
     sector = u64("sectors")
     sectors = u64("sectors")
-    flags = u64("mask", {0: "flush", 1: "fua", 2: "discard", 3: "mark"})
+    flags = u64("mask")
     data_length = u64("bytes")
 
 

@@ -64,6 +64,7 @@ WORKERS_LOCAL = max(2, min(WORKERS, os.cpu_count() or 1))
 """Steps in flight from file to file: more only wait for each other."""
 
 CAUTION_MAX = 12
+"""Halvings of a step after failures: what is left of `STEP_BYTES` then is one sector."""
 
 COURTESY_SECONDS_MAX = 0.2
 """The longest rest between two steps, however long one took."""
@@ -322,6 +323,7 @@ class CopyingJob(Job):
         self.fail_soon()
 
     def raise_failure(self) -> None:
+        """Raise `CopyFailed` if the job has failed for good; nothing is in flight then."""
         if self._failure is not None:
             self._workers.drain()
             raise CopyFailed(self._failure)
@@ -404,6 +406,7 @@ class CopyingJob(Job):
             self.set_failure(error)
 
     def copy_step(self, step: Step, buffer: StepBuffer) -> None:
+        """Copy, count what was moved, and leave errors to the policies."""
         moved = Moved()
         started = time.thread_time()
         try:

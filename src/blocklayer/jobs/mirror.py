@@ -312,6 +312,7 @@ def start(
 
 
 def has_backing(node: Node) -> bool:
+    """Whether there is an image below the node, filters aside."""
     node = skip_filters(node)
     return isinstance(node, FormatNode) and node.backing is not None
 

@@ -27,20 +27,6 @@ ABORTING: Final = "aborting"
 CONCLUDED: Final = "concluded"
 NULL: Final = "null"
 
-STATES: Final = (
-    UNDEFINED,
-    CREATED,
-    RUNNING,
-    PAUSED,
-    READY,
-    STANDBY,
-    WAITING,
-    PENDING,
-    ABORTING,
-    CONCLUDED,
-    NULL,
-)
-
 TRANSITIONS: Final = {
     UNDEFINED: {CREATED},
     CREATED: {RUNNING, ABORTING, NULL},

@@ -56,13 +56,6 @@ class HumanCommand(Members, kw_only=True):
     cpu_index: Int | None = None
 
 
-class SchemaMember(Answer, kw_only=True, omit_defaults=False):
-    """A member of an object; one that may be left out has a default, which is null."""
-
-    name: str
-    type: str
-
-
 class ChardevInfo(Answer, kw_only=True):
     """A character device."""
 
