@@ -16,7 +16,7 @@ from blocklayer.base.units import KiB, MiB
 from blocklayer.core.checking import Repair
 from blocklayer.core.copy import SALVAGE_STEP
 from blocklayer.core.disk import Disk
-from blocklayer.formats.qed.check import Checker
+from blocklayer.formats.qed.careful_check import Checker
 from tests.support.graphs import memory, tree
 from tests.support.qed_image import CLUSTER, QedImage, qed
 

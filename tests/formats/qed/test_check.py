@@ -10,7 +10,7 @@ from blocklayer.base.units import MiB
 from blocklayer.core.checking import PROBLEMS_KEPT, Repair
 from blocklayer.filters.fault import FaultNode
 from blocklayer.filters.fault_rules import READ, InjectError
-from blocklayer.formats.qed.check import ClusterMap
+from blocklayer.formats.qed.cluster_map import ClusterMap
 from blocklayer.formats.qed.layout import F_NEED_CHECK
 from tests.support.graphs import ALL, LEAKS, NO_REPAIR, check, create, memory, open_disk
 from tests.support.qed_image import CLUSTER, QedImage, qed
@@ -316,7 +316,7 @@ def test_the_map_of_clusters() -> None:
 
 
 def test_the_map_of_clusters_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blocklayer.formats.qed.check._PAGES_MAX", 4)
+    monkeypatch.setattr("blocklayer.formats.qed.cluster_map._PAGES_MAX", 4)
     used = ClusterMap(1 << 50)
     for page in range(4):
         used.mark(page << 30)

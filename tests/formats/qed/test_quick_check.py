@@ -16,7 +16,7 @@ from blocklayer.base.units import KiB, MiB
 from blocklayer.core.checking import CheckResult
 from blocklayer.core.node import Node
 from blocklayer.formats.qed import quick_check, tally
-from blocklayer.formats.qed.check import Checker
+from blocklayer.formats.qed.careful_check import Checker
 from blocklayer.formats.qed.header import read_bytes
 from blocklayer.formats.qed.quick_check import look
 from tests.support.graphs import NO_REPAIR

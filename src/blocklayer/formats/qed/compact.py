@@ -15,12 +15,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 
+from blocklayer.formats.qed.copy_within import copy_within
 from blocklayer.formats.qed.layout import SLICE_ENTRIES, ZERO_CLUSTER
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from blocklayer.base.progress import Reporter
-    from blocklayer.formats.qed.check import ClusterMap
+    from blocklayer.formats.qed.cluster_map import ClusterMap
     from blocklayer.formats.qed.driver import QedNode
 
 MOVES_PER_FLUSH = 1024
@@ -127,8 +128,6 @@ class _Mover:
         self._reporter.advance(self._table_clusters * self._size)
 
     def _copy(self, source: int, target: int, clusters: int) -> None:
-        from blocklayer.formats.qed.check import copy_within
-
         self._reporter.check()
         copy_within(self._node.file, source, target, clusters * self._size)
         self._used.mark(target // self._size, clusters)
