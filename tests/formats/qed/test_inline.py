@@ -8,7 +8,8 @@ import pytest
 
 import blocklayer
 from blocklayer.base.extent import DATA
-from blocklayer.formats.qed.driver import INLINE_RUN_MAX, QedNode
+from blocklayer.formats.qed.driver import QedNode
+from blocklayer.formats.qed.mapping import INLINE_RUN_MAX
 
 CLUSTER = 4096
 SIZE = 3 * 512 * CLUSTER  # three slices of a table

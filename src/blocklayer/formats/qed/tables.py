@@ -30,7 +30,7 @@ from blocklayer.formats.qed.layout import (
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from blocklayer.formats.qed.driver import QedNode
+    from blocklayer.formats.qed.mapping import QedMapping
 
 CACHE_SLICES_MAX = 32 * MiB // SLICE_BYTES
 """Slices kept of the L2 tables; with 64 KiB clusters they map 256 GiB. As many of the L1 table."""
@@ -70,7 +70,7 @@ def nonzero_entries(data: bytes | bytearray) -> Iterator[tuple[int, int]]:
 class Tables:
     """The two levels of one image."""
 
-    def __init__(self, node: QedNode) -> None:
+    def __init__(self, node: QedMapping) -> None:
         self._node = node
         self._file = node.file
         self._geometry = node.geometry
