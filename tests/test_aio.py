@@ -29,7 +29,7 @@ from blocklayer import (
 from blocklayer.aio import THREADS, AsyncDisk
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.disk import Disk
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.names import FilenameLike
 from blocklayer.filters.fault import FaultNode
 from blocklayer.testing.model import ModelDisk
 

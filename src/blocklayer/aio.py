@@ -21,7 +21,7 @@ from blocklayer.base.buffers import Buffer
 from blocklayer.base.errors import Closed
 from blocklayer.base.extent import Extent
 from blocklayer.core.disk import Disk
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.names import FilenameLike
 from blocklayer.ops.open_image import open_disk
 
 T = TypeVar("T")

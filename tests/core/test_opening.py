@@ -26,16 +26,9 @@ from blocklayer.core import drivers, opening
 from blocklayer.core.disk import Disk
 from blocklayer.core.drivers import FILTER, FORMAT, PROTOCOL, foreign_signature, probe_signature
 from blocklayer.core.events import Tracer, add_tracer, combined_sink, remove_tracer
+from blocklayer.core.names import backing_path, parse_name
 from blocklayer.core.node import FormatNode
-from blocklayer.core.opening import (
-    CACHE_MODES,
-    Opener,
-    OpenFlags,
-    backing_path,
-    cache_mode,
-    parse_name,
-    probe_node,
-)
+from blocklayer.core.opening import CACHE_MODES, Opener, OpenFlags, cache_mode, probe_node
 from tests.support.graphs import memory
 from tests.support.qed_image import QedImage
 

@@ -19,7 +19,7 @@ from blocklayer import Cancelled, InvalidArgument, IoError, Progress
 from blocklayer.base.units import KiB, MiB
 from blocklayer.cli.main import main
 from blocklayer.core import copy
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.names import FilenameLike
 from blocklayer.ops import resume, resume_note, verify
 from tests.ops.images import unchanged
 from tests.ops.resuming import PART

@@ -12,8 +12,8 @@ import pytest
 import blocklayer
 from blocklayer.base.errors import BlocklayerError, OpenError
 from blocklayer.core import objects
+from blocklayer.core.names import backing_path, parse_name
 from blocklayer.core.objects import UserObject
-from blocklayer.core.opening import backing_path, parse_name
 from tests.nbd.server_bytes import negotiation, simple
 from tests.support import needs
 from tests.support.certificates import make_certificates

@@ -155,7 +155,7 @@ def _refuse_to_guess(filename: str, backing: str, *, look: bool) -> None:
     """Who controls a raw backing file's content must not choose the format it is opened with."""
     message = "Backing file specified without backing format"
     if look:
-        from blocklayer.core.opening import backing_path
+        from blocklayer.core.names import backing_path
         from blocklayer.ops.probe import probe
 
         try:

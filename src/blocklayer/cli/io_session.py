@@ -51,7 +51,7 @@ class Opening(Record):
     def name(self) -> str | OptionTree:
         """What to open: a name, or an option tree if there are options."""
         from blocklayer.cli.parsing import option_tree
-        from blocklayer.core.opening import parse_name
+        from blocklayer.core.names import parse_name
 
         name: str | OptionTree = option_tree(self.path) if self.image_opts else self.path
         if not self.options and not self.copy_on_read:
@@ -297,7 +297,7 @@ def _open_overlay(opening: Opening) -> Disk:
     """A new overlay that vanishes when it is closed."""
     import tempfile
 
-    from blocklayer.core.opening import parse_name
+    from blocklayer.core.names import parse_name
     from blocklayer.ops.create import create
     from blocklayer.ops.open_image import open_disk
 

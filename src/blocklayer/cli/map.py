@@ -29,7 +29,7 @@ from blocklayer.cli.progress import Running
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from blocklayer.base.extent import Row
-    from blocklayer.core.opening import FilenameLike
+    from blocklayer.core.names import FilenameLike
 
 COMMAND = Command(
     "map",

@@ -238,7 +238,7 @@ def open_image(arguments: Arguments, plan: Plan, scratch: str) -> Disk:
 def _nested(name: Any, format_name: str | None) -> OptionTree:
     """An image's options with its format in them, as they stand inside others."""
     import blocklayer
-    from blocklayer.core.opening import parse_name
+    from blocklayer.core.names import parse_name
 
     tree = parse_name(name)
     if "driver" not in tree:

@@ -122,7 +122,7 @@ def _backing_format(arguments: Arguments, backing: str | None) -> str | None:
 
 def _paths(name: object, backing: str | None) -> tuple[str, ...]:
     """What the new backing file may be called in an error."""
-    from blocklayer.core.opening import backing_path
+    from blocklayer.core.names import backing_path
 
     if not backing or not isinstance(name, str):
         return ()

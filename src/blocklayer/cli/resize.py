@@ -25,7 +25,7 @@ from blocklayer.cli.progress import Running
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from blocklayer.core.opening import FilenameLike
+    from blocklayer.core.names import FilenameLike
 
 COMMAND = Command(
     "resize",
@@ -107,6 +107,6 @@ def run(arguments: Arguments) -> int:
 
 def _is_guess(name: FilenameLike) -> bool:
     """Whether the name leaves it open what the image is."""
-    from blocklayer.core.opening import parse_name
+    from blocklayer.core.names import parse_name
 
     return "driver" not in parse_name(name)

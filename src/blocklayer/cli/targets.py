@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def check_target(name: str) -> None:
     """Whether a new image can have this name, or there is one by nature. Raises `Failure`."""
     from blocklayer.base.errors import OpenError
-    from blocklayer.core.opening import is_export, path_of
+    from blocklayer.core.names import is_export, path_of
 
     if is_export(name):
         return

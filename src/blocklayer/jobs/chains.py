@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.identity import is_same_file
-from blocklayer.core.opening import backing_path
+from blocklayer.core.names import backing_path
 from blocklayer.core.permissions import READING
 
 TYPE_CHECKING = False  # importing typing costs start-up time

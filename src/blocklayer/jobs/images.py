@@ -13,7 +13,8 @@ from blocklayer.base.record import Record
 from blocklayer.base.units import SECTOR, parse_size
 from blocklayer.core.graph import Graph
 from blocklayer.core.graph_options import Settings
-from blocklayer.core.opening import FilenameLike, Opener, OpenFlags, cache_mode, is_export, path_of
+from blocklayer.core.names import FilenameLike, is_export, path_of
+from blocklayer.core.opening import Opener, OpenFlags, cache_mode
 from blocklayer.jobs import mirror
 from blocklayer.jobs.copying import CopyFailed
 from blocklayer.jobs.manager import Jobs

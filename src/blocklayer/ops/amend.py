@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.core import drivers
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.names import FilenameLike
 from blocklayer.ops.open_image import open_disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Sequence
 
 from blocklayer.base.errors import InvalidArgument, NotSupported
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.names import FilenameLike
 from blocklayer.ops.open_image import open_disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time

@@ -10,8 +10,9 @@ from blocklayer.base.errors import BlocklayerError, InvalidArgument, NotSupporte
 from blocklayer.base.progress import CancelToken, ProgressCallback, Watch
 from blocklayer.base.record import Record
 from blocklayer.core.checking import PROBLEMS_KEPT, CheckResult, Repair, RepairPlan
+from blocklayer.core.names import FilenameLike
 from blocklayer.core.node import FormatNode
-from blocklayer.core.opening import FilenameLike, Opener, OpenFlags, cache_mode
+from blocklayer.core.opening import Opener, OpenFlags, cache_mode
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from blocklayer.base.units import GiB, MiB
 from blocklayer.core.copy import Pace
 from blocklayer.core.disk import Disk
 from blocklayer.core.identity import is_file_of
+from blocklayer.core.names import FilenameLike, backing_path
 from blocklayer.core.node import FormatNode, Node
-from blocklayer.core.opening import FilenameLike, backing_path
 from blocklayer.ops.open_image import open_disk
 from blocklayer.ops.told import told
 

@@ -9,7 +9,7 @@ from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.record import Record
 from blocklayer.base.units import MiB
 from blocklayer.core.disk import Disk
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.names import FilenameLike
 from blocklayer.ops.compare_contents import compare_contents, first_difference
 from blocklayer.ops.open_image import open_disk
 

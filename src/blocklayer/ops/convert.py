@@ -20,8 +20,8 @@ from blocklayer.core.copy import (
 )
 from blocklayer.core.copy_sources import Concatenation
 from blocklayer.core.disk import Disk
+from blocklayer.core.names import FilenameLike, is_export, path_of
 from blocklayer.core.node import FormatNode
-from blocklayer.core.opening import FilenameLike, is_export, path_of
 from blocklayer.ops.create import create as create_image
 from blocklayer.ops.create import find_driver, remove
 from blocklayer.ops.open_image import open_disk

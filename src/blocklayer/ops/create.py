@@ -20,14 +20,9 @@ from blocklayer.base.errors import (
 from blocklayer.base.units import INT64_MAX, SECTOR, parse_size
 from blocklayer.core import drivers
 from blocklayer.core.identity import is_same_file
+from blocklayer.core.names import backing_path, path_of
 from blocklayer.core.node import Node
-from blocklayer.core.opening import (
-    CacheMode,
-    Opener,
-    OpenFlags,
-    backing_path,
-    path_of,
-)
+from blocklayer.core.opening import CacheMode, Opener, OpenFlags
 from blocklayer.ops.file_hints import FILE_OPTIONS, apply_hints, take_hints
 
 TYPE_CHECKING = False  # importing typing costs start-up time

@@ -12,7 +12,7 @@ from blocklayer.base.record import Record
 from blocklayer.base.units import SECTOR
 from blocklayer.core.copy import CopyOptions, copy
 from blocklayer.core.copy_sources import Window
-from blocklayer.core.opening import FilenameLike, path_of
+from blocklayer.core.names import FilenameLike, path_of
 from blocklayer.ops.convert import is_zero_when_new
 from blocklayer.ops.create import create, find_driver, remove
 from blocklayer.ops.open_image import open_disk

@@ -21,7 +21,7 @@ from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.record import Record
 from blocklayer.base.units import KiB
 from blocklayer.core.crew import Crew, Task
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.names import FilenameLike
 from blocklayer.ops.open_image import open_disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time

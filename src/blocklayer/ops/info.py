@@ -6,14 +6,9 @@ from __future__ import annotations
 from blocklayer.base.errors import ChainError, LockError, OpenError
 from blocklayer.base.record import Record, fresh
 from blocklayer.core.identity import file_identity
+from blocklayer.core.names import FilenameLike, backing_path
 from blocklayer.core.node import FormatNode, Node
-from blocklayer.core.opening import (
-    CHAIN_DEPTH_MAX,
-    FilenameLike,
-    Opener,
-    OpenFlags,
-    backing_path,
-)
+from blocklayer.core.opening import CHAIN_DEPTH_MAX, Opener, OpenFlags
 from blocklayer.ops.shown_name import shown_name
 
 TYPE_CHECKING = False  # importing typing costs start-up time

@@ -10,7 +10,7 @@ from blocklayer.base.extent import Extent
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.core.disk import Disk
 from blocklayer.core.mapping import merged_batches
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.names import FilenameLike
 from blocklayer.ops.open_image import open_disk
 
 TYPE_CHECKING = False  # importing typing costs start-up time

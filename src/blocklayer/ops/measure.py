@@ -10,7 +10,7 @@ from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.record import Record
 from blocklayer.base.units import parse_size
 from blocklayer.core.disk import Disk
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.names import FilenameLike
 from blocklayer.ops.create import find_driver, refuse_unknown
 from blocklayer.ops.open_image import open_disk
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.disk import Disk
+from blocklayer.core.names import FilenameLike
 from blocklayer.core.node import Node
-from blocklayer.core.opening import FilenameLike, Opener, OpenFlags, cache_mode
+from blocklayer.core.opening import Opener, OpenFlags, cache_mode
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:

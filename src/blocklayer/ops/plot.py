@@ -16,7 +16,7 @@ from blocklayer.base.record import Record
 from blocklayer.base.units import format_size
 from blocklayer.core.disk import Disk
 from blocklayer.core.identity import is_file_of
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.names import FilenameLike
 from blocklayer.core.trust import printable
 from blocklayer.ops.map import map_disk, part_of
 from blocklayer.ops.open_image import leaves, open_disk

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from blocklayer.core.opening import FilenameLike, Opener, OpenFlags
+from blocklayer.core.names import FilenameLike
+from blocklayer.core.opening import Opener, OpenFlags
 
 
 def probe(name: FilenameLike) -> str:

@@ -15,8 +15,8 @@ from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.units import MiB
 from blocklayer.core.disk import Disk
 from blocklayer.core.identity import file_identity
+from blocklayer.core.names import FilenameLike, backing_path
 from blocklayer.core.node import FormatNode
-from blocklayer.core.opening import FilenameLike, backing_path
 from blocklayer.ops.compare_contents import zip_extents
 from blocklayer.ops.open_image import leaves, open_disk
 from blocklayer.ops.told import told

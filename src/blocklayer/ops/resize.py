@@ -7,7 +7,7 @@ from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter, Watch
 from blocklayer.base.units import parse_size
 from blocklayer.core.disk import Disk
-from blocklayer.core.opening import FilenameLike
+from blocklayer.core.names import FilenameLike
 from blocklayer.ops.open_image import open_disk
 from blocklayer.ops.told import told
 

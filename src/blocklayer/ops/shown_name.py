@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 
+from blocklayer.core.names import FilenameLike, parse_name
 from blocklayer.core.node import Node
-from blocklayer.core.opening import FilenameLike, parse_name
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.disk import Disk
 from blocklayer.core.identity import file_identity, is_file_of
+from blocklayer.core.names import FilenameLike, path_of
 from blocklayer.core.node import Node
-from blocklayer.core.opening import FilenameLike, path_of
 from blocklayer.ops.open_image import leaves
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
-from blocklayer.core.opening import is_export
+from blocklayer.core.names import is_export
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from blocklayer.base.errors import OpenError
 from blocklayer.core.graph_edges import backing_of
+from blocklayer.core.names import backing_path
 from blocklayer.core.node import FormatNode, Node
-from blocklayer.core.opening import backing_path
 from blocklayer.qmp.schema import nodes as schema
 from blocklayer.qmp.types import Family, Nothing
 
