@@ -23,7 +23,7 @@ from blocklayer.export.channel import Channel
 from blocklayer.export.export import Export
 from blocklayer.export.session import Session
 from blocklayer.nbd import wire
-from blocklayer.nbd.server_handshake import Choice
+from blocklayer.nbd.offers import Choice
 from blocklayer.nbd.server_transmission import Item
 from tests.export.conftest import Gate, Serve, threads_of_servers, wait_until
 from tests.support.crew import run_together

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from blocklayer.nbd import wire
+from blocklayer.nbd.offers import Offer, Offers
 from blocklayer.nbd.server_handshake import (
     CHOSEN,
     ENDED,
@@ -18,8 +19,6 @@ from blocklayer.nbd.server_handshake import (
     STARTTLS,
     TLS_OFF,
     TLS_REQUIRED,
-    Offer,
-    Offers,
     ServerHandshake,
 )
 from blocklayer.nbd.server_transmission import BUFFER_LARGE, RequestReader

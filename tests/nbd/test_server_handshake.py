@@ -9,18 +9,14 @@ import pytest
 
 from blocklayer.nbd import server_handshake as engine
 from blocklayer.nbd import wire
+from blocklayer.nbd.offers import EXTENDED, SIMPLE, STRUCTURED, Offer, Offers
 from blocklayer.nbd.server_handshake import (
     CHOSEN,
     ENDED,
-    EXTENDED,
     HAGGLING,
-    SIMPLE,
     STARTTLS,
-    STRUCTURED,
     TLS_OFF,
     TLS_REQUIRED,
-    Offer,
-    Offers,
     ServerHandshake,
 )
 from tests.support.nbd_peer import context_data, go_data, option_bytes, text

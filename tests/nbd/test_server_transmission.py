@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from blocklayer.nbd import wire
-from blocklayer.nbd.server_handshake import EXTENDED, SIMPLE, STRUCTURED
+from blocklayer.nbd.offers import EXTENDED, SIMPLE, STRUCTURED
 from blocklayer.nbd.server_transmission import (
     BUFFER_LARGE,
     BUFFER_SMALL,

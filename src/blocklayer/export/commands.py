@@ -16,7 +16,7 @@ from blocklayer.base.errors import BlocklayerError, FormatError, IoError, os_rea
 from blocklayer.export.channel import Channel
 from blocklayer.export.export import UNKNOWN, Export, dirty_runs
 from blocklayer.nbd import wire
-from blocklayer.nbd.server_handshake import EXTENDED, SIMPLE, Choice
+from blocklayer.nbd.offers import EXTENDED, SIMPLE, Choice
 from blocklayer.nbd.server_transmission import Item, Replies
 
 READ_PIECE = 1024 * 1024

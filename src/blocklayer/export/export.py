@@ -10,7 +10,7 @@ from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.bitmap import DirtyBitmap
 from blocklayer.core.disk import Disk
 from blocklayer.nbd import wire
-from blocklayer.nbd.server_handshake import Offer
+from blocklayer.nbd.offers import Offer
 
 PREFERRED_BLOCK = 4096
 """What page-cached files are best read in."""

@@ -22,6 +22,7 @@ from blocklayer.base.errors import BlocklayerError, InvalidArgument
 from blocklayer.export.channel import Channel
 from blocklayer.export.export import Export
 from blocklayer.export.listen import Address, UnixAddress, listen
+from blocklayer.nbd.offers import Choice, Offer, Offers
 from blocklayer.nbd.server_handshake import (
     CHOSEN,
     ENDED,
@@ -29,9 +30,6 @@ from blocklayer.nbd.server_handshake import (
     STARTTLS,
     TLS_OFF,
     TLS_REQUIRED,
-    Choice,
-    Offer,
-    Offers,
     ServerHandshake,
 )
 

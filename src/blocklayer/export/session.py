@@ -28,7 +28,7 @@ from blocklayer.export.export import Export
 from blocklayer.export.offload import Offload
 from blocklayer.export.zero_copy import ZERO_COPY_MIN, ZeroCopyRead, is_worth_it
 from blocklayer.nbd import wire
-from blocklayer.nbd.server_handshake import EXTENDED, SIMPLE, STRUCTURED, Choice
+from blocklayer.nbd.offers import EXTENDED, SIMPLE, STRUCTURED, Choice
 from blocklayer.nbd.server_transmission import LARGE, PIECE, Item, Replies, RequestReader
 
 ARENA = 1024 * 1024

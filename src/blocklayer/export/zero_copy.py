@@ -19,7 +19,7 @@ from blocklayer.core.disk import Disk
 from blocklayer.core.sparse import NOWHERE, Place
 from blocklayer.export.channel import Channel
 from blocklayer.nbd import wire
-from blocklayer.nbd.server_handshake import SIMPLE
+from blocklayer.nbd.offers import SIMPLE
 from blocklayer.nbd.server_transmission import Replies
 
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)

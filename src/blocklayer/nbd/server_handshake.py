@@ -16,10 +16,19 @@ than `OPTIONS_MAX` options; an option is answered when the answers before it wer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from blocklayer.base.record import Record
 from blocklayer.nbd import wire
+from blocklayer.nbd.offers import (
+    EXTENDED,
+    SIMPLE,
+    STRUCTURED,
+    Choice,
+    Offer,
+    Offers,
+    matching_contexts,
+)
+from blocklayer.nbd.option_data import OptionReader, Refusal, require_empty, text_of
 
 HAGGLING = "haggling"
 STARTTLS = "starttls"
@@ -50,55 +59,6 @@ LIST_MAX = 100_000
 
 ANSWERS_MAX = 64 * 1024
 """Bytes of answers that wait for being taken; beyond them no option is looked at."""
-
-SIMPLE = "simple"
-STRUCTURED = "structured"
-EXTENDED = "extended"
-
-
-class Offer(Record, frozen=True):
-    """An export as the handshake tells of it; sizes are bytes."""
-
-    name: str
-    size: int
-    flags: int
-    """Transmission flags, without those that depend on what the client agreed to."""
-    description: str = ""
-    block_minimum: int = 1
-    block_preferred: int = 4096
-    block_maximum: int = wire.MAX_PAYLOAD
-    contexts: Sequence[str] = (wire.BASE_ALLOCATION,)
-
-
-class Choice(Record, frozen=True):
-    """What client and server agreed on."""
-
-    offer: Offer
-    mode: str
-    """SIMPLE, STRUCTURED or EXTENDED: the shape of replies."""
-    contexts: dict[int, str]
-    """Metadata contexts by their ids."""
-
-
-class Offers:
-    """What a server tells of its exports. Servers derive from it."""
-
-    def names(self) -> list[tuple[str, str]]:
-        """(name, description) of every export that is listed."""
-        raise NotImplementedError
-
-    def find(self, name: str) -> Offer | None:
-        """The export of a name; None if there is none."""
-        raise NotImplementedError
-
-
-class _Refusal(Exception):
-    """The option is answered by an error."""
-
-    def __init__(self, kind: int, words: str) -> None:
-        super().__init__(words)
-        self.kind = kind
-        self.words = words
 
 
 class _Violation(Exception):
@@ -226,14 +186,14 @@ class ServerHandshake:
             if self._tls == TLS_REQUIRED and not self._secure:
                 self._insist_on_tls(option)
             if self.shutting_down and option != wire.OPT_ABORT:
-                raise _Refusal(wire.REP_ERR_SHUTDOWN, "The server is shutting down")
+                raise Refusal(wire.REP_ERR_SHUTDOWN, "The server is shutting down")
             action = _ACTIONS.get(option)
             if action is None:
-                raise _Refusal(
+                raise Refusal(
                     wire.REP_ERR_UNSUP, f"Unsupported option {option} ({_option_name(option)})"
                 )
             action(self, data)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             if option == wire.OPT_EXPORT_NAME:
                 raise _Violation(refusal.words) from None  # it has no error reply
             self._reply(option, refusal.kind, wire.message(refusal.words))
@@ -241,7 +201,7 @@ class ServerHandshake:
     def _insist_on_tls(self, option: int) -> None:
         if option in (wire.OPT_STARTTLS, wire.OPT_ABORT):
             return
-        raise _Refusal(
+        raise Refusal(
             wire.REP_ERR_TLS_REQD,
             f"Option {option:#x} not permitted before TLS",
         )
@@ -254,7 +214,7 @@ class ServerHandshake:
         self._out += data
 
     def _export_name(self, data: bytes) -> None:
-        offer = self._find(_text(data, "export name"))
+        offer = self._find(text_of(data, "export name"))
         self._out += wire.ExportReply(size=offer.size, flags=self._flags(offer)).pack()
         if self._pad:
             self._out += bytes(wire.EXPORT_NAME_PADDING)
@@ -265,7 +225,7 @@ class ServerHandshake:
         self.state = ENDED
 
     def _list(self, data: bytes) -> None:
-        _require_empty(data, "NBD_OPT_LIST")
+        require_empty(data, "NBD_OPT_LIST")
         for name, description in self._offers.names()[:LIST_MAX]:
             encoded = name.encode()
             self._reply(
@@ -276,11 +236,11 @@ class ServerHandshake:
         self._reply(wire.OPT_LIST, wire.REP_ACK)
 
     def _starttls(self, data: bytes) -> None:
-        _require_empty(data, "NBD_OPT_STARTTLS")
+        require_empty(data, "NBD_OPT_STARTTLS")
         if self._tls == TLS_OFF:
-            raise _Refusal(wire.REP_ERR_POLICY, "TLS not configured")
+            raise Refusal(wire.REP_ERR_POLICY, "TLS not configured")
         if self._secure:
-            raise _Refusal(wire.REP_ERR_INVALID, "TLS has been started already")
+            raise Refusal(wire.REP_ERR_INVALID, "TLS has been started already")
         if self._received:
             # Somebody between client and server could have put it there, to be taken for a part
             # of what the client sends encrypted.
@@ -289,18 +249,18 @@ class ServerHandshake:
         self.state = STARTTLS
 
     def _structured_reply(self, data: bytes) -> None:
-        _require_empty(data, "NBD_OPT_STRUCTURED_REPLY")
+        require_empty(data, "NBD_OPT_STRUCTURED_REPLY")
         if self._mode == EXTENDED:
-            raise _Refusal(wire.REP_ERR_EXT_HEADER_REQD, "extended headers already negotiated")
+            raise Refusal(wire.REP_ERR_EXT_HEADER_REQD, "extended headers already negotiated")
         if self._mode == STRUCTURED:
-            raise _Refusal(wire.REP_ERR_INVALID, "structured reply already negotiated")
+            raise Refusal(wire.REP_ERR_INVALID, "structured reply already negotiated")
         self._mode = STRUCTURED
         self._reply(wire.OPT_STRUCTURED_REPLY, wire.REP_ACK)
 
     def _extended_headers(self, data: bytes) -> None:
-        _require_empty(data, "NBD_OPT_EXTENDED_HEADERS")
+        require_empty(data, "NBD_OPT_EXTENDED_HEADERS")
         if self._mode == EXTENDED:
-            raise _Refusal(wire.REP_ERR_INVALID, "extended headers already negotiated")
+            raise Refusal(wire.REP_ERR_INVALID, "extended headers already negotiated")
         self._mode = EXTENDED
         self._reply(wire.OPT_EXTENDED_HEADERS, wire.REP_ACK)
 
@@ -312,7 +272,7 @@ class ServerHandshake:
 
     def _tell(self, option: int, data: bytes) -> Offer:
         """Answer INFO and GO."""
-        reader = _Reader(data)
+        reader = OptionReader(data)
         name = reader.string("export name")
         wanted = {reader.number(2) for _ in range(reader.number(2))}
         reader.end()
@@ -322,7 +282,7 @@ class ServerHandshake:
             and offer.block_minimum > 1
             and (wire.INFO_BLOCK_SIZE not in wanted)
         ):
-            raise _Refusal(
+            raise Refusal(
                 wire.REP_ERR_BLOCK_SIZE_REQD,
                 f"request NBD_INFO_BLOCK_SIZE to use this export: its minimum block size is"
                 f" {offer.block_minimum}",
@@ -356,7 +316,7 @@ class ServerHandshake:
 
     def _list_contexts(self, data: bytes) -> None:
         name, queries = self._context_queries(data)
-        for context in _matching(self._find(name).contexts, queries, listing=True):
+        for context in matching_contexts(self._find(name).contexts, queries, listing=True):
             self._tell_context(wire.OPT_LIST_META_CONTEXT, 0, context)
         self._reply(wire.OPT_LIST_META_CONTEXT, wire.REP_ACK)
 
@@ -364,7 +324,7 @@ class ServerHandshake:
         self._contexts, self._contexts_of = {}, None  # even if the new ones are refused
         name, queries = self._context_queries(data)
         offer = self._find(name)
-        for context in _matching(offer.contexts, queries, listing=False)[:CONTEXTS_MAX]:
+        for context in matching_contexts(offer.contexts, queries, listing=False)[:CONTEXTS_MAX]:
             number = len(self._contexts) + 1
             self._contexts[number] = context
             self._tell_context(wire.OPT_SET_META_CONTEXT, number, context)
@@ -373,11 +333,11 @@ class ServerHandshake:
 
     def _context_queries(self, data: bytes) -> tuple[str, list[str]]:
         if self._mode == SIMPLE:
-            raise _Refusal(
+            raise Refusal(
                 wire.REP_ERR_INVALID,
                 "Structured replies must be negotiated before metadata contexts",
             )
-        reader = _Reader(data)
+        reader = OptionReader(data)
         name = reader.string("export name")
         queries = [reader.string("query") for _ in range(reader.number(4))]
         reader.end()
@@ -391,7 +351,7 @@ class ServerHandshake:
     def _find(self, name: str) -> Offer:
         offer = self._offers.find(name)
         if offer is None:
-            raise _Refusal(wire.REP_ERR_UNKNOWN, f"export '{name}' not present")
+            raise Refusal(wire.REP_ERR_UNKNOWN, f"export '{name}' not present")
         return offer
 
     def _flags(self, offer: Offer) -> int:
@@ -422,61 +382,5 @@ _ACTIONS: dict[int, Callable[[ServerHandshake, bytes], None]] = {
 }
 
 
-def _matching(contexts: Sequence[str], queries: list[str], *, listing: bool) -> list[str]:
-    """The contexts that queries ask for, each once, in the order of the offer.
-
-    In a listing, no query asks for everything, and a namespace (``base:``) for all in it.
-    """
-    if listing and not queries:
-        return list(contexts)
-    wanted = set(queries)
-    namespaces = tuple(query for query in wanted if listing and query.endswith(":"))
-    return [each for each in contexts if each in wanted or each.startswith(namespaces)]
-
-
 def _option_name(option: int) -> str:
     return wire.OPTION_NAMES.get(option, "<unknown>")
-
-
-def _require_empty(data: bytes, name: str) -> None:
-    if data:
-        raise _Refusal(wire.REP_ERR_INVALID, f"option '{name}' has unexpected length")
-
-
-def _text(data: bytes, what: str) -> str:
-    if len(data) > wire.MAX_STRING:
-        raise _Refusal(wire.REP_ERR_INVALID, f"{what} is too long: {len(data)} bytes")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        raise _Refusal(wire.REP_ERR_INVALID, f"{what} is not valid UTF-8") from None
-    if "\0" in text:
-        raise _Refusal(wire.REP_ERR_INVALID, f"{what} has NUL characters in it")
-    return text
-
-
-class _Reader:
-    """The fields of an option's data, one after another."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._position = 0
-
-    def number(self, size: int) -> int:
-        field = self._data[self._position : self._position + size]
-        if len(field) < size:
-            raise _Refusal(wire.REP_ERR_INVALID, "option data ends too early")
-        self._position += size
-        return int.from_bytes(field, "big")
-
-    def string(self, what: str) -> str:
-        length = self.number(4)
-        start = self._position
-        if length > len(self._data) - start:
-            raise _Refusal(wire.REP_ERR_INVALID, f"{what} reaches beyond the option's data")
-        self._position += length
-        return _text(self._data[start : self._position], what)
-
-    def end(self) -> None:
-        if self._position != len(self._data):
-            raise _Refusal(wire.REP_ERR_INVALID, "option data is longer than its fields")

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from blocklayer.base.buffers import aligned_buffer
 from blocklayer.nbd import wire
-from blocklayer.nbd.server_handshake import EXTENDED, SIMPLE
+from blocklayer.nbd.offers import EXTENDED, SIMPLE
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
