@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from blocklayer.base.align import align_down
 from blocklayer.base.buffers import Buffer
 from blocklayer.base.errors import BlocklayerError, FormatError, IoError, os_reason
+from blocklayer.export.block_status import BlockStatus
 from blocklayer.export.channel import Channel
-from blocklayer.export.export import UNKNOWN, Export, dirty_runs
+from blocklayer.export.export import UNKNOWN, Export
 from blocklayer.nbd import wire
 from blocklayer.nbd.offers import EXTENDED, SIMPLE, Choice
 from blocklayer.nbd.server_transmission import Item, Replies
@@ -27,15 +28,6 @@ QUICK_ZERO_MAX = 256 * 1024
 
 CHANGE_PIECE = 1 << 30
 """Bytes that are zeroed or trimmed as one request to the disk."""
-
-EXTENTS_MAX = 16384
-"""Descriptors of one context in an answer; the client asks again for what is behind them."""
-
-LOOK_MAX = 65536
-"""Runs looked at for one answer, however many of them can be told as one."""
-
-COMPACT_LENGTH_MAX = 0xFFFF_0000
-"""Bytes of an extent where lengths have 32 bits."""
 
 
 class ShuttingDown(BlocklayerError, eq=False):
@@ -73,7 +65,7 @@ class Commands:
         self._disk = export.disk
         self._replies = replies
         self._mode = choice.mode
-        self._contexts = choice.contexts
+        self._status = BlockStatus(export, choice, replies)
         self._maximum = choice.offer.block_maximum
         usual = wire.CMD_FLAG_PAYLOAD_LEN if choice.mode == EXTENDED else 0
         self._write_flags = ~usual
@@ -392,6 +384,9 @@ class Commands:
                     self._disk.read_into(place, piece)
         return self._replies.done(cookie, offset)
 
+    def _block_status(self, item: Item) -> bytes:
+        return self._status.answer(item)
+
     def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """A range in parts that are each done soon: others, and a server that stops, get a turn.
 
@@ -404,78 +399,6 @@ class Commands:
             stop = min(end, align_down(start, CHANGE_PIECE) + CHANGE_PIECE)
             yield start, stop - start
             start = stop
-
-    # --- block status -----------------------------------------------------------------------------
-
-    def _block_status(self, item: Item) -> bytes:
-        _, flags, cookie, offset, length, payload = item
-        wanted = dict(self._contexts)
-        if payload is not None:
-            chosen = self._status_payload(payload)
-            if chosen is None:
-                return self._replies.error(
-                    cookie, offset, wire.EINVAL, "block status failed: invalid payload"
-                )
-            length, numbers = chosen
-            wanted = {number: wanted[number] for number in numbers}
-        if not wanted or not length:
-            why = "length is zero" if wanted else "no metadata context was negotiated"
-            return self._replies.error(cookie, offset, wire.EINVAL, f"block status failed: {why}")
-        if offset + length > self._disk.size:
-            return self._replies.error(
-                cookie, offset, wire.EINVAL, "block status failed: beyond the end of the export"
-            )
-        limit = 1 if flags & wire.CMD_FLAG_REQ_ONE else EXTENTS_MAX
-        chunks = []
-        for index, (number, context) in enumerate(wanted.items()):
-            found = self._merged(self._runs_of(context, offset, length), limit)
-            last = index == len(wanted) - 1
-            chunks.append(self._replies.status(cookie, offset, number, found, last=last))
-        return b"".join(chunks)
-
-    def _status_payload(self, payload: memoryview) -> tuple[int, list[int]] | None:
-        """(length, context ids) of a request that chooses among its contexts."""
-        count, odd = divmod(len(payload) - 8, 4)
-        if count < 1 or odd or count > len(self._contexts):
-            return None
-        (length,) = wire.unpack_numbers(payload[:8], 8)
-        numbers = wire.unpack_numbers(payload[8:], 4)
-        if len(set(numbers)) < count or not set(numbers) <= self._contexts.keys():
-            return None
-        return length, numbers
-
-    def _merged(self, runs: Iterator[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
-        """Neighbours with the same flags as one, cut where lengths have too few bits."""
-        most = 1 << 63 if self._mode == EXTENDED else COMPACT_LENGTH_MAX
-        result: list[tuple[int, int]] = []
-        for looked, (count, flags) in enumerate(runs):
-            length = count
-            if result and result[-1][1] == flags and result[-1][0] + length <= most:
-                length += result.pop()[0]
-            elif len(result) == limit:
-                break
-            result.append((min(length, most), flags))
-            if length > most or looked >= LOOK_MAX:
-                break
-        return result
-
-    def _runs_of(self, context: str, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        if context.startswith(wire.DIRTY_BITMAP_PREFIX):
-            name = context.removeprefix(wire.DIRTY_BITMAP_PREFIX)
-            bitmap = self._export.bitmap(name)
-            if bitmap is None:  # it was removed meanwhile: everything may have changed
-                yield length, wire.STATE_DIRTY
-                return
-            yield from dirty_runs(bitmap.runs(offset), offset, length)
-            return
-        depths = context == wire.ALLOCATION_DEPTH
-        for rows in self._disk.extent_rows(offset, length):
-            for row in rows:
-                if depths:
-                    yield row[1], row[5] + 1 if row[4] else 0
-                else:
-                    hole = 0 if row[2] else wire.STATE_HOLE
-                    yield row[1], hole | (wire.STATE_ZERO if row[3] else 0)
 
 
 _FLAGS = {

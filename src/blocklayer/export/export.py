@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from blocklayer.base.errors import InvalidArgument
 from blocklayer.core.bitmap import DirtyBitmap
@@ -126,22 +126,3 @@ def _check_string(what: str, text: str) -> None:
         raise InvalidArgument(f"{what} '{text[:40]}…' too long")
     if "\0" in text:
         raise InvalidArgument(f"{what} {text!r} has NUL characters in it")
-
-
-def dirty_runs(
-    dirty: Iterator[tuple[int, int]], offset: int, length: int
-) -> Iterator[tuple[int, int]]:
-    """(length, flags) of a range, from the (offset, length) ranges of it that are dirty."""
-    position, end = offset, offset + length
-    for start, count in dirty:
-        first, last = max(start, offset), min(start + count, end)
-        if first >= end:
-            break
-        if last <= position:
-            continue
-        if first > position:
-            yield first - position, 0
-        yield last - max(first, position), wire.STATE_DIRTY
-        position = last
-    if position < end:
-        yield end - position, 0
