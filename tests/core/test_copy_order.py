@@ -20,6 +20,7 @@ from blocklayer.base.progress import CancelToken, Progress, Reporter
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core import copy as engine
 from blocklayer.core.copy import _Copy, _has_no_order
+from blocklayer.core.copy_loads import Loader
 from blocklayer.testing.model import ModelDisk
 
 SIZE = 6 * MiB + 512 * 3
@@ -108,27 +109,28 @@ def test_a_chain(tmp_path: Path, rng: random.Random, threads: set[str]) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 3 * MiB, SIZE - 1024])
-@pytest.mark.parametrize("verb", ["_fill", "_write"])
+@pytest.mark.parametrize(("kind", "verb"), [(Loader, "fill"), (_Copy, "_write")])
 @pytest.mark.parametrize("where", ["MainThread", "blocklayer-copy", ""])
 def test_errors_end_both(
     tmp_path: Path,
     rng: random.Random,
     monkeypatch: pytest.MonkeyPatch,
     place: int,
+    kind: type,
     verb: str,
     where: str,
 ) -> None:
     source = tmp_path / "source"
     source.write_bytes(rng.randbytes(SIZE))
-    original = getattr(_Copy, verb)
+    original = getattr(kind, verb)
 
-    def broken(self: _Copy, load: Any) -> Any:
+    def broken(self: Any, load: Any) -> Any:
         name = threading.current_thread().name
         if (name == where or not where) and any(p + n > place for p, n, _ in load.pieces):
             raise IoError("broken", "source", errno.EIO, "read", place)
         return original(self, load)
 
-    monkeypatch.setattr(_Copy, verb, broken)
+    monkeypatch.setattr(kind, verb, broken)
     target = tmp_path / "target"
     arguments: dict[str, Any] = {"source_format": "raw", "format": "raw"}
     if where:
@@ -202,19 +204,19 @@ def test_an_interrupt_while_the_other_thread_starts(
     """It has begun already: it is told to end, and waited for."""
     (tmp_path / "source").write_bytes(rng.randbytes(SIZE))
     blocklayer.create(str(tmp_path / "target"), format=format, size=SIZE)
-    start, fill = threading.Thread.start, _Copy._fill
+    start, fill = threading.Thread.start, Loader.fill
 
     def interrupted(self: threading.Thread) -> None:
         start(self)
         if self.name == "blocklayer-copy":
             raise KeyboardInterrupt
 
-    def filled(self: _Copy, load: Any) -> Any:
+    def filled(self: Loader, load: Any) -> Any:
         self._stop.wait(10)
         return fill(self, load)
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
-    monkeypatch.setattr(_Copy, "_fill", filled)
+    monkeypatch.setattr(Loader, "fill", filled)
     with (
         blocklayer.open(str(tmp_path / "source"), format="raw") as source,
         blocklayer.open(str(tmp_path / "target"), mode="r+", format=format) as target,

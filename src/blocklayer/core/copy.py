@@ -22,23 +22,14 @@ from contextlib import contextmanager
 from itertools import islice
 
 from blocklayer.base.align import align_down
-from blocklayer.base.errors import BlocklayerError, FormatError, IoError
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
+from blocklayer.base.queues import Empty, SimpleQueue
 from blocklayer.base.record import Record, fresh
-from blocklayer.base.units import SECTOR, KiB, MiB
+from blocklayer.base.units import KiB, MiB
+from blocklayer.core.copy_loads import STEP_SECONDS, ZERO_GRANULARITY, Load, Loader, Stopped
 from blocklayer.core.copy_sources import Source
 from blocklayer.core.disk import Disk
-from blocklayer.core.zero_runs import find_zeroes
-
-TYPE_CHECKING = False  # importing typing costs start-up time
-if TYPE_CHECKING:
-    from queue import Empty, SimpleQueue
-else:
-    try:
-        from _queue import Empty, SimpleQueue  # what is around it imports heapq
-    except ImportError:  # another Python than CPython
-        from queue import Empty, SimpleQueue
 
 PIECE = 2 * MiB
 """Bytes read at once where one thread reads and another writes."""
@@ -46,33 +37,14 @@ PIECE = 2 * MiB
 OWN_PIECE = 512 * KiB
 """The same where each thread reads and writes: half of the cache that a core has to itself."""
 
-BUFFERS = 4
-"""Pieces between reader and writer."""
-
 ALONE = 4 * MiB
 """Bytes of buffers that are filled and written by one thread before there is another one.
 
 Nearly every small image is less: starting a thread for that costs more than it saves.
 """
 
-SALVAGE_STEP = 64 * KiB
-"""Guest bytes to go on behind what a table should tell but cannot."""
-
-SALVAGE_TRIES = 16
-"""Smaller steps to take first: a single wrong entry hides no more than its own cluster."""
-
-ZERO_GRANULARITY = 4 * KiB
-"""Runs of zeroes shorter than this are copied as data (qemu-img's -S default)."""
-
-
-STEP_SECONDS = 0.1
-"""Longest sleep of a copy that is held back: then it looks whether it was cancelled."""
-
 EXTENTS_AT_ONCE = 4096
 """Of a disk that is changed while its extents are looked at."""
-
-RUNS_MAX = 1024
-"""Runs in one buffer: bounds what one commit makes visible of an image of tiny pieces."""
 
 
 class CopyResult(Record):
@@ -109,37 +81,6 @@ class CopyOptions(Record, frozen=True):
     share: bool = True
 
 
-class _Load:
-    """A buffer on its way from the reader to the writer.
-
-    pieces  (guest offset, length, start in the buffer or -1 for zeroes): what is to be read
-    runs    the same when it is read and its zeroes are found, ascending
-    """
-
-    __slots__ = ("buffer", "data", "filled", "guest", "pieces", "runs", "zero")
-
-    def __init__(self, buffer: bytearray) -> None:
-        self.buffer = buffer
-        self.filled = 0
-        self.guest = 0
-        self.data = 0
-        self.zero = 0
-        self.pieces: list[tuple[int, int, int]] = []
-        self.runs: list[tuple[int, int, int]] = []
-
-    def add(self, offset: int, length: int, start: int) -> None:
-        """Append a run; a run that continues the last one becomes part of it."""
-        self.guest += length
-        if self.runs:
-            last_offset, last_length, last_start = self.runs[-1]
-            # Zeroes are not in the buffer: data may come behind them at any place of it.
-            follows = last_start if last_start < 0 else last_start + last_length
-            if last_offset + last_length == offset and start == follows:
-                self.runs[-1] = (last_offset, last_length + length, last_start)
-                return
-        self.runs.append((offset, length, start))
-
-
 class Pace:
     """Holds a copy to a number of bytes per second; 0 does not."""
 
@@ -157,10 +98,6 @@ class Pace:
             while (ahead := due - time.monotonic()) > 0:
                 time.sleep(min(ahead, STEP_SECONDS))
                 self._reporter.check()
-
-
-class _Stopped(Exception):
-    """The writer has given up; the reader ends."""
 
 
 def copy(source: Source, target: Disk, options: CopyOptions, reporter: Reporter) -> CopyResult:
@@ -198,42 +135,45 @@ class _Copy:
         self._options = options
         self._reporter = reporter
         self._result = CopyResult()
-        self._free: SimpleQueue[bytearray] = SimpleQueue()
-        self._ready: SimpleQueue[_Load | BaseException | None] = SimpleQueue()
-        self._stop = threading.Event()
+        self._ready: SimpleQueue[Load | BaseException | None] = SimpleQueue()
         self._pace = Pace(options.rate_limit, reporter)
         self._in_any_order = _has_no_order(source, target, options)
         self._piece = OWN_PIECE if self._in_any_order else PIECE
+        self._loader = Loader(
+            source,
+            self._piece,
+            sparse_size=options.sparse_size,
+            salvage=options.salvage,
+            lost=self._result.add_salvaged,
+        )
         self._turn = threading.Lock()
         """Held by whoever asks for the next load."""
-        for _ in range(BUFFERS):
-            self._free.put(bytearray())  # made when it is needed, as large as it has to be
 
     def run(self) -> CopyResult:
-        loads = self._loads()
+        loads = self._loader.loads()
         for _ in range(ALONE // self._piece):
             load = next(loads, None)
             if load is None:
                 return self._result
-            self._take(self._fill(load))
+            self._take(self._loader.fill(load))
         run = self._run_in_any_order if self._in_any_order else self._run_in_order
         run(loads)
         return self._result
 
-    def _run_in_order(self, loads: Iterator[_Load]) -> None:
+    def _run_in_order(self, loads: Iterator[Load]) -> None:
         """Write what another thread reads."""
         with self._helped_by(self._read_all, loads):
             while (load := self._next_ready()) is not None:
                 self._take(load)
             for load in loads:  # where there is nobody who reads
-                self._take(self._fill(load))
+                self._take(self._loader.fill(load))
 
-    def _run_in_any_order(self, loads: Iterator[_Load]) -> None:
+    def _run_in_any_order(self, loads: Iterator[Load]) -> None:
         """Read and write what another thread does not; progress is told by this one alone."""
         with self._helped_by(self._copy_all, loads):
             ended = False
             for load in self._shared(loads):
-                self._take(self._fill(load))
+                self._take(self._loader.fill(load))
                 while not ended and not self._ready.empty():
                     ended = self._tell_ready()
             while not ended:
@@ -248,7 +188,7 @@ class _Copy:
 
     @contextmanager
     def _helped_by(
-        self, work: Callable[[Iterator[_Load]], None], loads: Iterator[_Load]
+        self, work: Callable[[Iterator[Load]], None], loads: Iterator[Load]
     ) -> Iterator[None]:
         helper = threading.Thread(
             target=self._help, args=(work, loads), name="blocklayer-copy", daemon=True
@@ -260,30 +200,30 @@ class _Copy:
                 self._ready.put(None)
             yield
         finally:
-            self._stop.set()
+            self._loader.stop()
             if helper.is_alive():
                 helper.join()
 
-    def _help(self, work: Callable[[Iterator[_Load]], None], loads: Iterator[_Load]) -> None:
+    def _help(self, work: Callable[[Iterator[Load]], None], loads: Iterator[Load]) -> None:
         try:
             work(loads)
             self._ready.put(None)
-        except _Stopped:
+        except Stopped:
             return
         except BaseException as error:
             self._ready.put(error)
 
-    def _read_all(self, loads: Iterator[_Load]) -> None:
+    def _read_all(self, loads: Iterator[Load]) -> None:
         for load in loads:
-            self._ready.put(self._fill(load))
+            self._ready.put(self._loader.fill(load))
 
-    def _copy_all(self, loads: Iterator[_Load]) -> None:
+    def _copy_all(self, loads: Iterator[Load]) -> None:
         for load in self._shared(loads):
-            self._write(self._fill(load))
-            self._free.put(load.buffer)
+            self._write(self._loader.fill(load))
+            self._loader.give_back(load)
             self._ready.put(load)
 
-    def _shared(self, loads: Iterator[_Load]) -> Iterator[_Load]:
+    def _shared(self, loads: Iterator[Load]) -> Iterator[Load]:
         """Those of the loads that this thread gets."""
         while True:
             with self._turn:
@@ -292,13 +232,13 @@ class _Copy:
                 return
             yield load
 
-    def _take(self, load: _Load) -> None:
+    def _take(self, load: Load) -> None:
         """Write a buffer, and give it back."""
         self._write(load)
-        self._free.put(load.buffer)
+        self._loader.give_back(load)
         self._tell(load)
 
-    def _tell(self, load: _Load) -> None:
+    def _tell(self, load: Load) -> None:
         """Count a load that is written."""
         self._result.data += load.data
         self._result.zero += load.zero
@@ -306,7 +246,7 @@ class _Copy:
         self._reporter.advance(load.guest, zero=load.zero, skipped=skipped)
         self._pace.advance(load.data)
 
-    def _next_ready(self) -> _Load | None:
+    def _next_ready(self) -> Load | None:
         """Wait for the helper, whose storage may be slow, and notice a cancellation meanwhile."""
         while True:
             try:
@@ -318,111 +258,7 @@ class _Copy:
                 raise load
             return load
 
-    # --- what to read ---------------------------------------------------------------------------
-
-    def _new_load(self) -> _Load:
-        while True:
-            if self._stop.is_set():
-                raise _Stopped
-            try:
-                return _Load(self._free.get(timeout=STEP_SECONDS))
-            except Empty:
-                continue
-
-    def _loads(self) -> Iterator[_Load]:
-        """What goes into each buffer; data is cut at multiples of pieces: clusters stay whole."""
-        piece = self._piece
-        load = self._new_load()
-        zeroes = 0
-        for extent in self._extents():
-            if self._stop.is_set():
-                raise _Stopped
-            if extent.zero:
-                # More and more of them: the walk may have taken long already.
-                zeroes += 1
-                if zeroes > RUNS_MAX or (load.pieces and not load.filled):
-                    yield load
-                    load, zeroes = self._new_load(), 1
-                load.pieces.append((extent.offset, extent.length, -1))
-                continue
-            position = extent.offset
-            while position < extent.end:
-                count = min(extent.end, align_down(position, piece) + piece) - position
-                if load.filled + count > piece or len(load.pieces) >= RUNS_MAX:
-                    yield load
-                    load, zeroes = self._new_load(), 0
-                load.pieces.append((position, count, load.filled))
-                load.filled += count
-                position += count
-        yield load
-
-    def _extents(self) -> Iterator[Extent]:
-        """The source's extents; when salvaging, what its tables cannot tell is zeroes."""
-        position, size = 0, self._source.size
-        failures, failed = 0, -1
-        while position < size:
-            try:
-                for extent in self._source.extents(position, size - position):
-                    yield extent
-                    position = extent.end
-            except (FormatError, IoError):
-                if not self._options.salvage:
-                    raise
-                failures = failures + 1 if position == failed else 1
-                step = SALVAGE_STEP if failures > SALVAGE_TRIES else ZERO_GRANULARITY
-                failed = end = min(size, align_down(position, step) + step)
-                self._result.add_salvaged(position, end - position)
-                yield Extent(position, end - position, False, True, True, 0)
-                position = end
-
-    def _fill(self, load: _Load) -> _Load:
-        """Read all pieces of a load at once, and find the zeroes in them."""
-        pieces = load.pieces
-        if len(load.buffer) < load.filled:
-            load.buffer = bytearray(load.filled)
-        with memoryview(load.buffer) as view:
-            wanted = [(guest, view[at : at + count]) for guest, count, at in pieces if at >= 0]
-            try:
-                self._read(wanted)
-            finally:
-                for _, part in wanted:
-                    part.release()
-        granularity = self._options.sparse_size
-        for offset, length, start in pieces:
-            if start < 0:
-                load.add(offset, length, -1)
-                continue
-            for run_start, count, zero in find_zeroes(
-                load.buffer, start, length, offset, granularity
-            ):
-                load.add(offset + run_start - start, count, -1 if zero else run_start)
-        return load
-
-    def _read(self, wanted: list[tuple[int, memoryview]]) -> None:
-        if len(wanted) > 1 and not self._options.salvage:
-            self._source.read_each(wanted)
-            return
-        for offset, view in wanted:
-            try:
-                self._source.read_into(offset, view)
-            except IoError:
-                if not self._options.salvage:
-                    raise
-                self._salvage(offset, view)
-
-    def _salvage(self, offset: int, view: memoryview) -> None:
-        """Read sector by sector what cannot be read at once."""
-        for start in range(0, len(view), SECTOR):
-            sector = view[start : start + SECTOR]
-            try:
-                self._source.read_into(offset + start, sector)
-            except BlocklayerError:
-                sector[:] = bytes(len(sector))
-                self._result.add_salvaged(offset + start, len(sector))
-
-    # --- writer ---------------------------------------------------------------------------------
-
-    def _write(self, load: _Load) -> None:
+    def _write(self, load: Load) -> None:
         data: list[tuple[int, memoryview]] = []
         with memoryview(load.buffer) as view:
             for offset, length, start in load.runs:

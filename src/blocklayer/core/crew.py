@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import threading
 
+from blocklayer.base.queues import SimpleQueue
+
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from queue import SimpleQueue
     from types import TracebackType
     from typing import Any, Self
-else:
-    try:
-        from _queue import SimpleQueue  # what is around it imports heapq
-    except ImportError:  # another Python than CPython
-        from queue import SimpleQueue
 
 
 class Task:

@@ -6,16 +6,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from blocklayer.base.queues import SimpleQueue
+
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from queue import SimpleQueue
-
     from blocklayer.jobs.copying import Step
-else:
-    try:
-        from _queue import SimpleQueue  # what is around it imports heapq
-    except ImportError:  # another Python than CPython
-        from queue import SimpleQueue
 
 
 class StepBuffer:

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from blocklayer.base.align import align_down
 from blocklayer.base.extent import Extent
 from blocklayer.base.progress import Reporter
+from blocklayer.base.queues import Empty, SimpleQueue
 from blocklayer.base.units import SECTOR, MiB
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from queue import Empty, SimpleQueue
     from typing import Protocol
 
     from blocklayer.ops.digest import Source
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
         def extents(self, offset: int, length: int) -> Iterator[Extent]:
             """Those of a range, in order."""
 
-else:
-    try:
-        from _queue import Empty, SimpleQueue  # what is around it imports heapq
-    except ImportError:  # another Python than CPython
-        from queue import Empty, SimpleQueue
 
 PIECE = 2 * MiB
 BUFFERS = 4

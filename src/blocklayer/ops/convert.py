@@ -12,12 +12,8 @@ from blocklayer.base.extent import Extent
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.record import Record
 from blocklayer.base.units import SECTOR, MiB, parse_size
-from blocklayer.core.copy import (
-    ZERO_GRANULARITY,
-    CopyOptions,
-    changing_ranges,
-    copy,
-)
+from blocklayer.core.copy import CopyOptions, changing_ranges, copy
+from blocklayer.core.copy_loads import ZERO_GRANULARITY
 from blocklayer.core.copy_sources import Concatenation
 from blocklayer.core.disk import Disk
 from blocklayer.core.names import FilenameLike, is_export, path_of

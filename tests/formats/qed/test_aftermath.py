@@ -14,7 +14,7 @@ import blocklayer
 from blocklayer.base.errors import BlocklayerError, IoError
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.checking import Repair
-from blocklayer.core.copy import SALVAGE_STEP
+from blocklayer.core.copy_loads import SALVAGE_STEP
 from blocklayer.core.disk import Disk
 from blocklayer.formats.qed.careful_check import Checker
 from tests.support.graphs import memory, tree
