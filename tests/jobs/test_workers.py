@@ -9,7 +9,7 @@ import pytest
 
 from blocklayer.base.units import KiB, MiB
 from blocklayer.jobs import mirror
-from blocklayer.jobs.copying import Step
+from blocklayer.jobs.steps import Step
 from blocklayer.jobs.workers import StepBuffer, Workers
 from blocklayer.protocols.memory import MemoryNode
 from tests.jobs.scenes import content, stage, wait_end, wait_ready

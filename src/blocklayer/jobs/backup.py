@@ -26,7 +26,7 @@ from blocklayer.core.bitmap import Bitmap, DirtyBitmap
 from blocklayer.core.graph_uses import require_peace
 from blocklayer.core.mapping import row_batches
 from blocklayer.core.permissions import ALL, RESIZE
-from blocklayer.jobs.copying import CopyingJob, Step, default_granularity
+from blocklayer.jobs.copying import CopyingJob, default_granularity
 from blocklayer.jobs.fleecing import Fleecing, layer_over
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.job_filter import JobFilter
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from blocklayer.core.graph import Graph
     from blocklayer.core.node import Node
     from blocklayer.jobs.manager import Jobs
+    from blocklayer.jobs.steps import Step
     from blocklayer.jobs.transaction import JobTransaction
 
 SYNC_MODES = ("full", "top", "none", "incremental", "bitmap")

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from blocklayer.base.align import align_up
 from blocklayer.base.errors import BlocklayerError, Closed
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.graph_edges import skip_filters
@@ -24,6 +23,7 @@ from blocklayer.jobs.errors import job_error
 from blocklayer.jobs.job import IGNORE, REPORT, Job
 from blocklayer.jobs.mirror_engine import READ, SMALL_EXTENT, Engine, IoFailed, Moved
 from blocklayer.jobs.pace import Courtesy
+from blocklayer.jobs.steps import Step, Steps
 from blocklayer.jobs.workers import EarlyFlush, StepBuffer, Workers
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -42,9 +42,6 @@ BUFFER_DEFAULT = 16 * MiB
 STEP_BYTES = 2 * MiB
 """Data that one step copies: long enough for two threads to be busy, short enough to stop."""
 
-STEP_SPAN = 8 * MiB
-"""Steps collect small dirty runs; if guests may wait for a step, those that lie near each other."""
-
 WRITEBACK_BYTES = 8 * MiB
 """Data after which the target's storage is told to begin to write it, while the copy goes on."""
 
@@ -62,9 +59,6 @@ WORKERS = 4
 
 WORKERS_LOCAL = max(2, min(WORKERS, os.cpu_count() or 1))
 """Steps in flight from file to file: more only wait for each other."""
-
-CAUTION_MAX = 12
-"""Halvings of a step after failures: what is left of `STEP_BYTES` then is one sector."""
 
 COURTESY_SECONDS_MAX = 0.2
 """The longest rest between two steps, however long one took."""
@@ -94,14 +88,11 @@ class CopyingJob(Job):
         self.options = options
         self.target: GraphDisk
         self.engine: Engine
-        self._caution = 0
-        """After failures steps are halved so often: what can be copied is soon copied."""
         self.failures = 0
         """Steps that have failed; `last_failure` says how the last one did."""
         self.last_failure = ""
         self._failure: str | None = None
         self._moving = 0
-        self._cursor = self._passes = 0
         self._counting = threading.Lock()
         self._courtesy = Courtesy()
         self._filter: JobFilter | None = None
@@ -135,6 +126,7 @@ class CopyingJob(Job):
         )
         buffer = options["buf_size"] or BUFFER_DEFAULT
         self._step_bytes = max(min(STEP_BYTES, buffer), self.engine.granularity)
+        self._steps = Steps(self.source, self.engine, self._step_bytes)
         name = f"blocklayer-{self.id}"
         is_local = self.source.is_local and options["target"].is_local
         workers = WORKERS_LOCAL if is_local else WORKERS
@@ -274,7 +266,7 @@ class CopyingJob(Job):
 
         Raises `JobCancelled`, and what went wrong.
         """
-        self._passes = 0
+        self._steps.passes = 0
         while True:
             self.hold_back()
             self.give_way()
@@ -330,16 +322,9 @@ class CopyingJob(Job):
 
     def next_step(self) -> Step | None:
         """The next dirty runs, no longer marked; None if there are none that nobody is at."""
-        step = self._collect(self._cursor)
-        if step is None and self._cursor:
-            self._passes += 1
-            step = self._collect(0)
+        step = self._steps.next(self.speed)
         if step is None:
             return None
-        self._cursor = step.end
-        if step.end >= self.engine.size:
-            self._cursor = 0
-            self._passes += 1
         self._workers.wait_while(lambda: any(step.overlaps(each) for each in self._flying()))
         with self._counting:
             self._moving += step.length
@@ -358,43 +343,6 @@ class CopyingJob(Job):
     def _flying(self) -> list[Step]:
         return list(self._workers.in_flight)
 
-    def _collect(self, start: int) -> Step | None:
-        engine = self.engine
-        limit = self._step_limit()
-        span = STEP_SPAN if engine.write_blocking else engine.size
-        runs: list[tuple[int, int]] = []
-        size = 0
-        for offset, length in engine.dirty.runs(start):
-            offset, length = max(offset, start), length - max(0, start - offset)
-            if runs and offset + min(length, limit) - runs[0][0] > span:
-                break
-            if not runs and length > limit and (zeroes := self._zeroes_from(offset, length)):
-                return Step([(offset, zeroes)])
-            count = min(length, limit - size)
-            runs.append((offset, count))
-            size += count
-            if size >= limit:
-                break
-        return Step(runs) if runs else None
-
-    def _step_limit(self) -> int:
-        limit = self._step_bytes >> self._caution
-        if self.speed:
-            limit = min(limit, self.speed // 10)
-        return align_up(max(limit, 1), self.engine.granularity)
-
-    def _zeroes_from(self, offset: int, length: int) -> int:
-        """Whole granules of zeroes that the source has there now: a hint, it is looked at again."""
-        try:
-            row = next(row_batches(self.source, offset, length))[0]
-        except (BlocklayerError, StopIteration):
-            return 0  # whoever copies it meets the same error and says where
-        if not row[3] or row[1] <= self._step_bytes:
-            return 0
-        end = offset + row[1]
-        granularity = self.engine.granularity
-        return row[1] if end >= self.engine.size else end // granularity * granularity - offset
-
     def _take_step(self, step: Step, buffer: StepBuffer) -> None:
         """In a worker: copy, as a request on the source, so that a drain of it waits for this."""
         try:
@@ -411,7 +359,7 @@ class CopyingJob(Job):
         started = time.thread_time()
         try:
             moved = self.do_step(step, buffer)
-            self._caution = max(0, self._caution - 1)
+            self._steps.went_well()
         except IoFailed as failure:
             self._step_failed(step, failure)
         finally:
@@ -431,7 +379,7 @@ class CopyingJob(Job):
     def _step_failed(self, step: Step, failure: IoFailed) -> None:
         self.unclaim(step)
         self.failures += 1
-        self._caution = min(self._caution + 2, CAUTION_MAX)
+        self._steps.went_wrong()
         self.last_failure = job_error(failure.error)
         self._on_failure(failure)
 
@@ -483,22 +431,6 @@ class CopyingJob(Job):
 
 class CopyFailed(BlocklayerError, eq=False):
     """The job has failed; the message is what it reports."""
-
-
-class Step:
-    """Dirty runs, in ascending order, that are copied by one thread."""
-
-    __slots__ = ("end", "length", "runs", "start")
-
-    def __init__(self, runs: list[tuple[int, int]]) -> None:
-        self.runs = runs
-        self.start = runs[0][0]
-        self.end = sum(runs[-1])
-        self.length = sum(length for _, length in runs)
-
-    def overlaps(self, other: Step) -> bool:
-        """Whether both may touch the same granule."""
-        return self.start < other.end and other.start < self.end
 
 
 def default_granularity(target: Node) -> int:

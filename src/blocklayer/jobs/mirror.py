@@ -22,7 +22,7 @@ from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.units import MiB
 from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.node import FormatNode
-from blocklayer.jobs.copying import CopyFailed, CopyingJob, Step
+from blocklayer.jobs.copying import CopyFailed, CopyingJob
 from blocklayer.jobs.errors import JobCancelled, WrongState
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.mirror_filter import MirrorFilter
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from blocklayer.core.graph import Graph
     from blocklayer.core.node import Node
     from blocklayer.jobs.manager import Jobs
+    from blocklayer.jobs.steps import Step
     from blocklayer.jobs.transaction import JobTransaction
 
 BACKGROUND, WRITE_BLOCKING = "background", "write-blocking"
@@ -152,10 +153,10 @@ class MirrorJob(CopyingJob):
         if self.ready:
             if self.is_ending() and not self.engine.write_blocking:
                 return True
-            return self._passes >= 1
-        if self._passes != self._judged:
+            return self._steps.passes >= 1
+        if self._steps.passes != self._judged:
             self._judge_pass()
-        little = self._passes >= PASSES_MAX and self.engine.dirty.count <= REST_BYTES
+        little = self._steps.passes >= PASSES_MAX and self.engine.dirty.count <= REST_BYTES
         return little or self._falls_behind
 
     def _judge_pass(self) -> None:
@@ -164,7 +165,7 @@ class MirrorJob(CopyingJob):
         left, failures = self.engine.dirty.count, self.failures
         if self._judged >= 0 and failures == self._failures_before:
             self._falls_behind = left * 2 > self._left_before
-        self._judged, self._left_before, self._failures_before = self._passes, left, failures
+        self._judged, self._left_before, self._failures_before = self._steps.passes, left, failures
 
     def check_sizes(self) -> None:
         """Nothing else is possible with a target of another size."""
@@ -199,11 +200,11 @@ class MirrorJob(CopyingJob):
 
     def _catch_up(self) -> None:
         """The job may have waited long for others: what was written since. Guests follow."""
-        self._passes = 0
+        self._steps.passes = 0
         self._let_guests_follow(True)
         self._copy_while(
             self._take_step,
-            lambda: self._passes < ROUNDS_MAX and not self.engine.dirty.is_empty,
+            lambda: self._steps.passes < ROUNDS_MAX and not self.engine.dirty.is_empty,
         )
 
     def _copy_while(

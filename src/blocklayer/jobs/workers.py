@@ -10,7 +10,7 @@ from blocklayer.base.queues import SimpleQueue
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from blocklayer.jobs.copying import Step
+    from blocklayer.jobs.steps import Step
 
 
 class StepBuffer:
