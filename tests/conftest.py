@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of the tests, seeds for random ones, and a loud last word about missing tools."""
+"""The order of the tests, what any of them may ask for, and a last word about missing tools."""
 
 import os
 import random
+import tempfile
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,17 @@ def seed(request: pytest.FixtureRequest) -> int:
 def rng(seed: int) -> random.Random:
     """A random generator that a failing test's seed makes again."""
     return random.Random(seed)
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory, where there is one: no flushes, and files of any length."""
+    shared = Path("/dev/shm")
+    if not os.access(shared, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=shared) as name:
+        yield Path(name)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
