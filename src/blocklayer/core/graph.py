@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, ReadOnly
 from blocklayer.base.options import OptionTree
@@ -22,6 +22,7 @@ from blocklayer.core import graph_uses
 from blocklayer.core.disk import Disk
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.graph_disk import GraphDisk
+from blocklayer.core.graph_lookers import Lookers
 from blocklayer.core.graph_options import Builder, Built, Settings, check_name
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.permissions import ALL, READ, RESIZE, WRITE, Use
@@ -30,10 +31,6 @@ from blocklayer.core.requests import Tracker
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from blocklayer.core.graph_edges import Edge
-
-
-LOOK_SECONDS = 0.05
-"""How often who only wants to look asks whether it may, while somebody changes the graph."""
 
 
 class Entry:
@@ -66,8 +63,7 @@ class Graph:
 
     def __init__(self) -> None:
         self._changing = threading.RLock()
-        self._lookers_changed = threading.Condition()
-        self._lookers = self._may_look = 0
+        self._lookers = Lookers(self._changing)
         self._entries: dict[str, Entry] = {}
         self._by_node: dict[int, Entry] = {}
         self._filters: dict[int, Node] = {}
@@ -384,38 +380,13 @@ class Graph:
             finally:
                 self._drains.pop()
 
-    @contextmanager
-    def unchanged(self) -> Iterator[None]:
+    def unchanged(self) -> AbstractContextManager[None]:
         """Inside a `drained` section: nothing changes for now, and `looking` does not wait."""
-        with self._lookers_changed:
-            self._may_look += 1
-        try:
-            yield
-        finally:
-            with self._lookers_changed:
-                self._may_look -= 1
-                self._lookers_changed.wait_for(lambda: not self._lookers)
+        return self._lookers.unchanged()
 
-    @contextmanager
-    def looking(self) -> Iterator[None]:
+    def looking(self) -> AbstractContextManager[None]:
         """The graph stays as it is meanwhile; for who is soon done, and changes nothing."""
-        while not self._changing.acquire(timeout=LOOK_SECONDS):
-            with self._lookers_changed:
-                if self._may_look:
-                    self._lookers += 1
-                    break
-        else:
-            try:
-                yield
-            finally:
-                self._changing.release()
-            return
-        try:
-            yield
-        finally:
-            with self._lookers_changed:
-                self._lookers -= 1
-                self._lookers_changed.notify_all()
+        return self._lookers.looking()
 
     @contextmanager
     def recording_changes(self, node: Node) -> Iterator[Disk]:
