@@ -231,7 +231,7 @@ class Disk:
                 if host >= 0 and _preadv(self._descriptor, [view], host) == length:
                     return length
         except OSError:
-            pass
+            pass  # the slow path meets the same error and says where
         finally:
             tracker.inflight.pop()
             if tracker.drained:
@@ -373,7 +373,7 @@ class Disk:
                 ):
                     return
         except OSError:
-            pass
+            pass  # the slow path meets the same error and says where
         finally:
             tracker.inflight.pop()
             if tracker.drained:
