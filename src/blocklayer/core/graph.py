@@ -511,6 +511,27 @@ class Graph:
             if before is not None and id(before) in self._by_node and before is not backing:
                 self.let_go(before)
 
+    def set_read_only(self, node: Node, read_only: bool) -> None:
+        """Open a node, and what it is stored in, again in the other mode.
+
+        Files get other descriptors. So nobody is at work on them or above meanwhile, and every disk
+        above finds its ways anew: the number of a closed one is soon that of another file.
+        """
+        with self.drained(*self._stored_in(node)):
+            try:
+                node.reopen(read_only)
+            finally:
+                for each in self._stored_in(node):
+                    self.refresh_above(each)
+
+    def _stored_in(self, node: Node) -> list[Node]:
+        """The node and all that `Node.reopen` opens again with it."""
+        nodes = [node]
+        for edge in self.children(node):
+            if edge.role != "backing":
+                nodes += self._stored_in(edge.child)
+        return nodes
+
     def reopen(self, options: list[OptionTree]) -> None:
         """`blockdev-reopen`: other options for nodes, all or none of them."""
         from blocklayer.core.graph_reopen import reopen

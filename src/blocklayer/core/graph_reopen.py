@@ -152,15 +152,15 @@ def _apply(graph: Graph, plan: _Plan, undoes: list[Undo], left: list[Node]) -> N
         else:
             assert child is not None
             _turn_file(graph, plan, child, undoes, left)
-    undoes.append(lambda: _set(plan.entry, before))
-    _set(plan.entry, plan.settings)
+    undoes.append(lambda: _set(graph, plan.entry, before))
+    _set(graph, plan.entry, plan.settings)
 
 
-def _set(entry: Entry, settings: Settings) -> None:
+def _set(graph: Graph, entry: Entry, settings: Settings) -> None:
     if settings.read_only != entry.node.read_only:
         if settings.read_only:
             entry.node.flush()
-        entry.node.reopen(settings.read_only)
+        graph.set_read_only(entry.node, settings.read_only)
     entry.settings = settings
     for disk in entry.disks:
         disk.switch(entry.node, discard=settings.discard, detect_zeroes=settings.detect_zeroes)

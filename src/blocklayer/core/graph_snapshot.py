@@ -72,6 +72,6 @@ def _owns_storage(graph: Graph, node: Node) -> bool:
 
 
 def _set_read_only(graph: Graph, node: Node, read_only: bool) -> None:
-    node.reopen(read_only)
+    graph.set_read_only(node, read_only)
     entry = graph.entry(node)
     entry.settings = entry.settings.replace(read_only=read_only)

@@ -65,11 +65,13 @@ def hold(
         )
 
 
-def store_backing(overlay: FormatNode, backing: Node | None, name: str | None = None) -> None:
+def store_backing(
+    graph: Graph, overlay: FormatNode, backing: Node | None, name: str | None = None
+) -> None:
     """Write into a header what lies below it from now on; the image may be read-only."""
     was_read_only = overlay.read_only
     if was_read_only:
-        overlay.reopen(read_only=False)
+        graph.set_read_only(overlay, False)
     try:
         stored = name
         if stored is None and backing is not None:
@@ -78,7 +80,7 @@ def store_backing(overlay: FormatNode, backing: Node | None, name: str | None = 
         overlay.flush()
     finally:
         if was_read_only:
-            overlay.reopen(read_only=True)
+            graph.set_read_only(overlay, True)
 
 
 def only_read_again(graph: Graph, node: Node) -> None:
@@ -86,4 +88,4 @@ def only_read_again(graph: Graph, node: Node) -> None:
     if not node.read_only:
         with graph.drained(node):
             node.flush()
-            node.reopen(read_only=True)
+            graph.set_read_only(node, True)

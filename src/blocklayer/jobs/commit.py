@@ -58,7 +58,7 @@ class _IntoBase(CopyingJob):
         chains.hold(self.graph, self.options["between"], user, self._held, frozenset())
         self._was_read_only = node.read_only
         if node.read_only:
-            node.reopen(read_only=False)
+            self.graph.set_read_only(node, False)
         return self.graph.open_disk(
             node,
             writable=True,
@@ -152,7 +152,7 @@ class CommitJob(_IntoBase):
         base = self.target.node
         with self.graph.drained(overlay):
             self.make_real()
-            chains.store_backing(overlay, base, self.options["backing_file"])
+            chains.store_backing(self.graph, overlay, base, self.options["backing_file"])
             self.graph.set_backing(overlay, base)
 
     def clean(self) -> None:

@@ -54,8 +54,7 @@ class StreamJob(Job):
     def run(self) -> None:
         """Copy up. Raises `JobCancelled`, and what went wrong."""
         if self._was_read_only:
-            with self.graph.drained(self.node):
-                self.node.reopen(read_only=False)
+            self.graph.set_read_only(self.node, False)
         self.set_remaining(self.node.size)
         for batch in row_batches(self.node, 0, self.node.size):
             for row in batch:
@@ -105,7 +104,7 @@ class StreamJob(Job):
         """The layers in between are not needed any more."""
         with self.graph.drained(self.node):
             self.make_real()
-            chains.store_backing(self.node, self.base, self.options["backing_file"])
+            chains.store_backing(self.graph, self.node, self.base, self.options["backing_file"])
             self.graph.set_backing(self.node, self.base)
 
     def clean(self) -> None:

@@ -193,7 +193,7 @@ def change_backing_file(context: Context, arguments: schema.ChangeBackingFile) -
     with context.graph.drained():  # of nothing yet: no job ends, and closes the image, meanwhile
         image = _layer(context.graph, arguments)
         with context.graph.drained(image):
-            _store_backing(image, arguments.backing_file)
+            _store_backing(context.graph, image, arguments.backing_file)
 
 
 def _layer(graph: Graph, arguments: schema.ChangeBackingFile) -> FormatNode:
@@ -208,15 +208,15 @@ def _layer(graph: Graph, arguments: schema.ChangeBackingFile) -> FormatNode:
     return image
 
 
-def _store_backing(image: FormatNode, name: str) -> None:
+def _store_backing(graph: Graph, image: FormatNode, name: str) -> None:
     was_read_only = image.read_only
     if was_read_only:
-        image.reopen(False)
+        graph.set_read_only(image, False)
     try:
         image.change_backing(name, image.backing_format)
     finally:
         if was_read_only:
-            image.reopen(True)
+            graph.set_read_only(image, True)
 
 
 # --- write thresholds ---------------------------------------------------------------------------
