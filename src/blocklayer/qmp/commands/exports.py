@@ -145,15 +145,16 @@ class Exports:
 
     def infos(self) -> list[schema.ExportInfo]:
         """What query-block-exports tells; the newest first."""
-        return [
-            schema.ExportInfo(
-                id=entry.identity,
-                type="nbd",
-                node_name=self._graph.name_of(entry.disk.node),
-                shutting_down=False,  # nobody can ask while one does
-            )
-            for entry in reversed(self._entries.values())
-        ]
+        with self._graph.looking():  # else the filter of a job that ends has no name any more
+            return [
+                schema.ExportInfo(
+                    id=entry.identity,
+                    type="nbd",
+                    node_name=self._graph.name_of(entry.disk.node),
+                    shutting_down=False,  # nobody can ask while one does
+                )
+                for entry in reversed(self._entries.values())
+            ]
 
     def stats_of(self, node: Node) -> NodeStats:
         """What clients have asked of a node."""
