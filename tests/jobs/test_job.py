@@ -264,6 +264,26 @@ def test_grouped_jobs_end_together() -> None:
     assert one.log == other.log == ["prepare", "commit", "clean"]
 
 
+def test_who_is_not_waited_for_is_not_told_of_as_pending() -> None:
+    """Of a group, only jobs without auto-finalize: one word lets all of them end."""
+    jobs, group = Jobs(), JobTransaction()
+    told: list[object] = []
+    jobs.add_listener(
+        lambda name, data: told.append(data["id"]) if name == "BLOCK_JOB_PENDING" else None
+    )
+    one = Work(jobs, "one", transaction=group, auto_finalize=False)
+    other = Work(jobs, "other", transaction=group)
+    for job in (one, other):
+        job.start()
+        job.go_on.set()
+    for job in (one, other):
+        assert job.wait_for_status("pending", timeout=5) == "pending"
+    other.finalize()
+    wait_end(one)
+    wait_end(other)
+    assert told == ["one"]
+
+
 def test_grouped_jobs_fail_together() -> None:
     jobs, group = Jobs(), JobTransaction()
     one = Work(jobs, "one", transaction=group)

@@ -487,7 +487,7 @@ class Job:
             if not self._may_go_on():
                 return False
             self.transition(states.PENDING)
-            if group.needs_finalize and self.is_block_job:
+            if not self.auto_finalize and self.is_block_job:
                 self.jobs.emit("BLOCK_JOB_PENDING", {"type": self.type, "id": self.id})
             self._at_rest = True
             self.changed.wait_for(
