@@ -193,7 +193,7 @@ class Graph:
             entry = self._entries.get(name)
             if entry is None:
                 raise InvalidArgument(f"Failed to find node with node-name='{name}'")
-            if any(edge.role == "target" for edge in self.parents(entry.node)):
+            if any(_has_disk_there(edge) for edge in self.parents(entry.node)):
                 raise InvalidArgument(f"Node {name} is in use")
             parents = self.parents(entry.node)
             if entry.owned:
@@ -537,6 +537,13 @@ class Graph:
         from blocklayer.core.graph_reopen import reopen
 
         reopen(self, options)
+
+
+def _has_disk_there(edge: Edge) -> bool:
+    """Whether a job writes to a node itself, and not its filter: this is told in other words."""
+    above = edge.parent
+    by_filter = isinstance(above, FilterNode) and above.sees_every_write
+    return edge.role == "target" and not by_filter
 
 
 def _disk_class(stats: bool) -> type[GraphDisk]:

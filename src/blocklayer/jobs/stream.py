@@ -104,6 +104,8 @@ class StreamJob(Job):
         """The layers in between are not needed any more."""
         with self.graph.drained(self.node):
             self.make_real()
+            if self.node.backing is None:
+                return  # there was nothing to bring up, and raw images have no header to note it in
             chains.store_backing(self.graph, self.node, self.base, self.options["backing_file"])
             self.graph.set_backing(self.node, self.base)
 
