@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         OutOfRange,
         ReadOnly,
         Refused,
+        TooDamaged,
         TruncatedImage,
     )
     from blocklayer.base.extent import Extent
@@ -71,6 +72,7 @@ _ORIGINS = {
     "OutOfRange": "blocklayer.base.errors",
     "ReadOnly": "blocklayer.base.errors",
     "Refused": "blocklayer.base.errors",
+    "TooDamaged": "blocklayer.base.errors",
     "TruncatedImage": "blocklayer.base.errors",
     "Extent": "blocklayer.base.extent",
     "CancelToken": "blocklayer.base.progress",
@@ -126,6 +128,7 @@ __all__ = [
     "Progress",
     "ReadOnly",
     "Refused",
+    "TooDamaged",
     "TruncatedImage",
     "Trust",
     "__version__",

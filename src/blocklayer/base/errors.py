@@ -151,6 +151,10 @@ class CorruptImage(FormatError, eq=False):
     errno = _errno.EINVAL
 
 
+class TooDamaged(CorruptImage, eq=False):
+    """A repair would clear more than it saves; nothing was changed."""
+
+
 class ChainError(_OnFile, eq=False):
     """The backing chain is a loop, or absurdly deep."""
 

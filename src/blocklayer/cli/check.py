@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from blocklayer.base.errors import NotSupported
+from blocklayer.base.errors import NotSupported, TooDamaged
 from blocklayer.cli.failures import Failure, UsageError
 from blocklayer.cli.getopt import Option
 from blocklayer.cli.output import print_json, speaks_json
@@ -48,6 +48,7 @@ COMMAND = Command(
         OUTPUT,
         Option("-r --repair", "WHAT", "repair leaks, or all", choices=("leaks", "all")),
         Option("--dry-run", "", "with -r: change nothing, but tell exactly what would be done"),
+        Option("--force", "", "with -r all: also where nearly everything is wrong"),
         Option("--all-problems", "", "list all problems, however many; with JSON, too"),
         LONG_PROGRESS,
         Option("-T", "CACHE", "cache mode (default writeback)"),
@@ -62,6 +63,10 @@ COMMAND = Command(
         " right: data behind it may be lost. 'leaks' repairs what cannot do harm; 'all' also"
         " clears entries that point nowhere, and gives clusters that are used twice to one user"
         " each. What was found is listed on stderr, counts are on stdout.\n\n"
+        "Leaks are kept where entries were cleared: they may be what these mapped, and can still be"
+        " had. A second 'check -r leaks' gives them back. Where far more entries are wrong than"
+        " right, nothing is repaired without --force: the header may name a wrong place, and what"
+        " would be cleared are guests' data.\n\n"
         "With --dry-run the whole repair is done in memory: nothing is written, and the image may"
         " be in use by readers. What is told is what -r then does, to the byte. The exit code tells"
         " of the image as it is. Look at that before -r all, or repair a copy: what a repair has"
@@ -89,6 +94,11 @@ UNSUPPORTED = 63
 CORRUPTIONS = 2
 LEAKS = 3
 
+KEPT = (
+    "The leaked clusters were kept, since they may be what the cleared entries mapped;"
+    " 'check -r leaks' gives them back"
+)
+
 LISTED_MAX = 20
 """Problems listed for people unless they ask for all."""
 
@@ -101,6 +111,8 @@ def run(arguments: Arguments) -> int:
     dry_run = "dry-run" in arguments
     if dry_run and repair == "none":
         raise UsageError("--dry-run tells what a repair would do: give -r leaks or -r all as well")
+    if "force" in arguments and repair != "all":
+        raise UsageError("--force is for repairs: give -r all as well")
     image = one_image(arguments)
     as_json = wants_json(arguments)
     cache = cache_name(arguments, "T", "writeback", what="source ")
@@ -119,6 +131,8 @@ def run(arguments: Arguments) -> int:
         result.corruptions_fixed = fixed.corruptions_fixed
         result.leaks_fixed = fixed.leaks_fixed
         result.problems = fixed.problems + [p for p in result.problems if p not in fixed.problems]
+        if result.leaks and fixed.corruptions_fixed and not quiet and not as_json:
+            print(KEPT, file=sys.stderr)
     if not quiet:
         if as_json:
             print_json(_as_dict(result) | _list("all-problems" in arguments, result))
@@ -144,12 +158,16 @@ def _check(
                 cache=cache,
                 trust=trust_argument(arguments),
                 dry_run="dry-run" in arguments and repair != "none",
+                force="force" in arguments,
                 problems_max=None if "all-problems" in arguments else PROBLEMS_KEPT,
                 progress=running.report,
                 cancel=running.cancel,
             )
     except NotSupported as error:
         raise Failure(str(error), UNSUPPORTED) from None
+    except TooDamaged as error:
+        error.add_note("Look at the header, or repair a copy with --force")
+        raise
 
 
 def _exit_code(result: CheckResult) -> int:

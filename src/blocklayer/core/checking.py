@@ -10,10 +10,11 @@ PROBLEMS_KEPT = 1000
 
 
 class Repair(Record, frozen=True):
-    """What a check may change."""
+    """What a check may change; `force`: even if nearly everything is wrong."""
 
     leaks: bool = False
     errors: bool = False
+    force: bool = False
 
     def __bool__(self) -> bool:
         return self.leaks or self.errors

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from blocklayer.base.errors import BlocklayerError, InvalidArgument, NotSupported
+from blocklayer.base.errors import BlocklayerError, InvalidArgument, NotSupported, TooDamaged
 from blocklayer.base.progress import CancelToken, ProgressCallback, Watch
 from blocklayer.base.record import Record
 from blocklayer.core.checking import PROBLEMS_KEPT, CheckResult, Repair, RepairPlan
@@ -36,6 +36,7 @@ def check(
     locking: str = "auto",
     trust: Trust | None = None,
     dry_run: bool = False,
+    force: bool = False,
     problems_max: int | None = PROBLEMS_KEPT,
     progress: ProgressCallback | None = None,
     cancel: CancelToken | None = None,
@@ -46,14 +47,16 @@ def check(
                   back, ``all`` also mends wrong entries
     trust         for an image that somebody else made: limits of its sizes
     dry_run       change nothing, but tell exactly what the repair does: the result has a `plan`
+    force         repair also where nearly everything is wrong
     problems_max  how many problems are described one by one; None: all
 
-    Raises `OpenError`, `NotSupported` for formats without a check, `IoError`, `Cancelled`: a repair
-    that was stopped leaves the image no worse than it was.
+    Raises `OpenError`, `NotSupported` for formats without a check, `IoError`, `TooDamaged` before
+    anything is changed, `Cancelled`: a repair that was stopped leaves the image no worse than it
+    was.
     """
     if repair not in REPAIRS:
         raise InvalidArgument(f"Invalid repair mode '{repair}': use none, leaks or all")
-    wanted = REPAIRS[repair]
+    wanted = REPAIRS[repair].replace(force=force)
     if force_share and wanted and not dry_run:
         raise InvalidArgument("force_share can only be used without repair")
     flags = OpenFlags(
@@ -121,7 +124,7 @@ def _told_if_stopped(node: FormatNode, repair: Repair) -> Iterator[None]:
     try:
         yield
     except BlocklayerError as error:
-        if repair:
+        if repair and not isinstance(error, NotSupported | TooDamaged):
             error.add_note(
                 f"What was repaired in '{node.filename}' so far stays; nothing else has changed:"
                 " the check can be started again"

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Iterator
 from itertools import groupby, islice
 
-from blocklayer.base.errors import IoError
+from blocklayer.base.errors import IoError, TooDamaged
 from blocklayer.base.units import MiB
 from blocklayer.core.checking import CheckResult, Problem, Repair
 from blocklayer.formats.qed.cluster_map import ClusterMap
@@ -57,6 +57,10 @@ class Checker:
         self.result.total_clusters = self.geometry.clusters(node.size)
         self.contested = set(contested)
         """Offsets of tables of whose clusters others claim some, as far as is known."""
+        self.wrong_max: int | None = None
+        """Wrong entries after which nobody needs to know how many there are."""
+        self.cleared = False
+        """Entries were cleared: what is leaked may be what they mapped."""
         self.beyond = False
         """There are entries behind the end of the disk."""
         self._tables_seen: set[int] = set()
@@ -121,7 +125,7 @@ class Checker:
                 fixed=self.repair.errors,
                 **self._in_l1(index, table),
             )
-            return self.repair.errors
+            return self._clears()
         if table in self._tables_seen:
             self._shared_table(index, table, place)
             return False
@@ -246,7 +250,7 @@ class Checker:
                 fixed=self.repair.errors,
                 **where,
             )
-            return self.repair.errors
+            return self._clears()
         if beyond:
             return self._beyond_the_end(what, entry, place, where)
         self._contest(entry)
@@ -261,6 +265,11 @@ class Checker:
             **where,
         )
         return False
+
+    def _clears(self) -> bool:
+        """An entry points nowhere: whether the repair clears it."""
+        self.cleared = self.cleared or self.repair.errors
+        return self.repair.errors
 
     def _contest(self, cluster: int) -> None:
         """Somebody claims a cluster that is in use, perhaps by a table."""
@@ -292,6 +301,18 @@ class Checker:
         self, message: str, remedy: str, offset: int, *, fixed: bool, **where: int
     ) -> None:
         self.result.report(Problem("corruption", message, remedy, fixed, offset, **where))
+        if self.wrong_max is not None and self.result.corruptions > self.wrong_max:
+            raise self.too_damaged()
+
+    def too_damaged(self) -> TooDamaged:
+        """Why nothing is repaired."""
+        return TooDamaged(
+            f"At least {self.result.corruptions} entries are wrong, far more than can be right in"
+            f" {self.used.clusters} clusters: what is read as tables is probably something else"
+            f" (the header has the L1 table at {self.node.header.l1_table_offset:#x}). Nothing was"
+            " repaired",
+            self.node.filename,
+        )
 
     def _in_l1(self, index: int, table: int) -> dict[str, int]:
         """What an L1 entry concerns."""
@@ -377,12 +398,15 @@ class Checker:
             return
         described = 0
         size = self.node.cluster_size
+        remedy = "give them back to the file system"
+        if self.cleared:
+            remedy = "keep them: entries were cleared, and these may be what they mapped"
         for first, count in islice(self.used.free_runs(), self.result.problems_max):
             offset = first * size
             problem = Problem(
                 "leak",
                 f"{count} leaked clusters at {offset:#x}: nothing references them",
-                "give them back to the file system",
+                remedy,
                 offset=offset,
                 cluster=offset,
                 length=count * size,

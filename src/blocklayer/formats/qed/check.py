@@ -10,7 +10,8 @@ can find:
     error       a table that could not be read
 
 Repair mends the tables, and gives leaks back by moving clusters from the end of the file
-(`compact`). It clears NEED_CHECK only if nothing wrong is left.
+(`compact`). Not in the run that has cleared entries: what is leaked then may be what they mapped,
+and somebody may know where they belong. It clears NEED_CHECK only if nothing wrong is left.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from blocklayer.base.errors import BlocklayerError, Cancelled, IoError
 from blocklayer.core.checking import CheckResult, Problem, Repair
 from blocklayer.formats.qed import quick_check
 
+HOPELESS_TABLES = 2
+"""Wrong entries, in tables full of them, that are mended whatever the rest is like."""
+
+HOPELESS_RATIO = 4
+"""More wrong entries for each right one are no damage: what is read as tables is something else."""
+
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from blocklayer.formats.qed.careful_check import Checker
@@ -26,7 +33,10 @@ if TYPE_CHECKING:
 
 
 def check(node: QedNode, repair: Repair, *, copy_shared: bool = True) -> CheckResult:
-    """Check an image that nobody else uses; repair what `repair` says. Raises `IoError`."""
+    """Check an image that nobody else uses; repair what `repair` says.
+
+    Raises `IoError`, and `TooDamaged` before anything is changed.
+    """
     node.tables.forget()
     failure: IoError | None = None
     try:
@@ -40,11 +50,15 @@ def check(node: QedNode, repair: Repair, *, copy_shared: bool = True) -> CheckRe
     from blocklayer.formats.qed.careful_check import Checker
 
     checker = Checker(node, Repair())
+    if repair.errors and not repair.force:
+        checker.wrong_max = _wrong_max(checker, checker.used.clusters)
     result = checker.scan()
     if failure is not None and not result.check_errors:
         # It does not happen again; whoever owns the storage should know of it all the same.
         result.report(Problem("error", f"A table could not be read at first: {failure}"))
     if (repair.errors and result.corruptions) or (repair.leaks and checker.beyond):
+        if not repair.force and result.corruptions > _wrong_max(checker, checker.used.used):
+            raise checker.too_damaged()
         # Who claims what must be known before anything is mended: a table may lie over data.
         contested = frozenset(checker.contested)
         checker = Checker(node, repair, copy_shared=copy_shared, contested=contested)
@@ -58,11 +72,21 @@ def check(node: QedNode, repair: Repair, *, copy_shared: bool = True) -> CheckRe
         node.tables.forget()
     if not result.check_errors:
         checker.count_leaks()
-        if repair.leaks and (result.leaks or result.leaks_fixed) and not result.corruptions:
+        some = result.leaks or result.leaks_fixed
+        if repair.leaks and some and not result.corruptions and not checker.cleared:
             _give_leaks_back(node, checker)
     if repair and not node.read_only:
         _settle_need_check(node, result)
     return result
+
+
+def _wrong_max(checker: Checker, right: int) -> int:
+    """Wrong entries that are mended where so many clusters are in use.
+
+    A header that names a wrong place for the L1 table makes tables of guests' data: to clear
+    entries there is to write all over them.
+    """
+    return max(HOPELESS_TABLES * checker.geometry.table_entries, HOPELESS_RATIO * right)
 
 
 def _give_leaks_back(node: QedNode, checker: Checker) -> None:

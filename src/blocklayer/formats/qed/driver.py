@@ -92,7 +92,8 @@ class QedNode(QedMapping):
                 operation="open",
             )
         if not result.corruptions:
-            self._cut_trailing_leaks()
+            if not result.corruptions_fixed:  # else it may be what a cleared entry has mapped
+                self._cut_trailing_leaks()
             self.mark_clean()
             return
         self._keep_need_check = True
