@@ -125,7 +125,10 @@ class Disk:
 
     @contextmanager
     def _drained_section(self) -> Iterator[None]:
+        from blocklayer.core.hurry import hurried
+
         with ExitStack() as stack:
+            stack.enter_context(hurried([self.node]))
             while True:
                 try:
                     stack.enter_context(self._tracker.drained_section())

@@ -24,6 +24,7 @@ from blocklayer.core.filter import FilterNode
 from blocklayer.core.graph_disk import GraphDisk
 from blocklayer.core.graph_lookers import Lookers
 from blocklayer.core.graph_options import Builder, Built, Settings, check_name
+from blocklayer.core.hurry import hurried
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.permissions import ALL, READ, RESIZE, WRITE, Use
 from blocklayer.core.requests import Tracker
@@ -372,7 +373,9 @@ class Graph:
             self._drains.append(stack)
             try:
                 entered: list[Tracker] = []
-                for node in self._from_the_top(nodes):
+                from_the_top = self._from_the_top(nodes)
+                stack.enter_context(hurried(from_the_top))
+                for node in from_the_top:
                     if node.tracker not in entered:
                         entered.append(node.tracker)
                         stack.enter_context(node.tracker.drained_section())

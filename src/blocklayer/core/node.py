@@ -179,6 +179,12 @@ class Node:
         """Whether `share` with an open file has a chance; changes nothing."""
         return False
 
+    delays: ClassVar[bool] = False
+    """Whether requests wait here for no other reason than a limit, and `hurry` ends that."""
+
+    def hurry(self, on: bool) -> None:
+        """Somebody waits for the requests in flight here, or does not any more."""
+
     def discard(self, offset: int, length: int) -> None:
         """Hint that nobody needs the range; its content is undefined afterwards."""
 

@@ -91,6 +91,7 @@ class Group:
         self._lock = threading.Lock()
         self._turns = {READS: threading.Lock(), WRITES: threading.Lock()}
         self._last = time.monotonic()
+        self._hurries: list[None] = []
 
     def set_limits(self, limits: dict[str, Bucket], *, operation_size: int = 0) -> None:
         """Other limits from now on, also for requests that wait."""
@@ -104,6 +105,13 @@ class Group:
             while wait := self._try(direction, length):
                 # In steps, so that limits that are lifted meanwhile are noticed.
                 time.sleep(min(wait, 0.1))
+
+    def hurry(self, on: bool) -> None:
+        """Somebody waits for requests in flight: all pass; later ones wait the longer for them."""
+        if on:
+            self._hurries.append(None)
+        else:
+            self._hurries.pop()
 
     def take_back(self, direction: str, length: int) -> None:
         """A request that was admitted has not happened: it comes again in another way."""
@@ -123,9 +131,10 @@ class Group:
             for bucket in self._buckets.values():
                 bucket.leak(elapsed)
             wait = max(bucket.wait() for bucket, _ in self._of(direction))
-            if wait <= 0:
+            if wait <= 0 or self._hurries:
                 self._account(direction, length)
-            return max(0.0, wait)
+                return 0.0
+            return wait
 
     def _of(self, direction: str) -> Iterator[tuple[Bucket, bool]]:
         for unit in ("bps", "iops"):
@@ -150,10 +159,15 @@ class ThrottleNode(FilterNode):
     """Admits requests through a group's buckets."""
 
     driver = "throttle"
+    delays = True
 
     def __init__(self, child: Node, limits: Group) -> None:
         super().__init__(child)
         self.group = limits
+
+    def hurry(self, on: bool) -> None:
+        """As the group, whose requests pass in their order."""
+        self.group.hurry(on)
 
     def readv(self, offset: int, vector: Vector) -> None:
         """Wait, then read."""
