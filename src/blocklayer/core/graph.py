@@ -194,7 +194,8 @@ class Graph:
             entry = self._entries.get(name)
             if entry is None:
                 raise InvalidArgument(f"Failed to find node with node-name='{name}'")
-            if any(_has_disk_there(edge) for edge in self.parents(entry.node)):
+            used = entry.blocked and any(disk.use.role != "target" for disk in entry.disks)
+            if used or any(_has_disk_there(edge) for edge in self.parents(entry.node)):
                 raise InvalidArgument(f"Node {name} is in use")
             parents = self.parents(entry.node)
             if entry.owned:
