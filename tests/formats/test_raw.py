@@ -158,13 +158,29 @@ def test_a_window_is_a_disk_of_its_own(seed: int, offset: int, size: int | None)
     model = ModelDisk(length)
     model.settle(0, b"\xee" * length)
     Exercise(disk, model, seed=seed, grain=4 * KiB).run(150)
-    with pytest.raises(NotSupported, match="Cannot resize fixed-size raw disks"):
-        disk.resize(2 * length)
+    if size is not None:
+        with pytest.raises(NotSupported, match="Cannot resize fixed-size raw disks"):
+            disk.resize(2 * length)
     disk.close()
     content = snapshot(node)
     assert content[:offset] == b"\xee" * offset
     assert content[offset : offset + length] == bytes(model.content)
     assert set(content[offset + length :]) <= {0xEE}
+
+
+@pytest.mark.parametrize("offset", [700, 4 * KiB])
+def test_a_window_without_an_end_grows_and_shrinks_its_file(offset: int) -> None:
+    node = memory(size=MiB)
+    node.writev(0, [memoryview(b"\xee" * MiB)])
+    disk = windowed(node, offset=offset)
+    disk.resize(2 * MiB)
+    assert (disk.size, node.size) == (2 * MiB, 2 * MiB + offset)
+    assert disk.info() == {"offset": offset, "size": 2 * MiB}
+    assert disk.read(MiB, MiB) == bytes(MiB)
+    disk.write(2 * MiB - 512, b"\xdd" * 512)
+    disk.resize(512)
+    disk.close()
+    assert snapshot(node) == b"\xee" * (offset + 512)
 
 
 def test_a_window_of_text(tmp_path: Path) -> None:

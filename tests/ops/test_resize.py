@@ -149,6 +149,16 @@ def test_a_window_keeps_its_size(tmp_path: Path) -> None:
         blocklayer.resize(tree, 1024)
 
 
+def test_a_window_to_the_end_takes_its_file_along(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"x" * 8192)
+    tree = {"driver": "raw", "offset": 4096, "file.filename": str(path)}
+    assert blocklayer.resize(tree, MiB) == MiB
+    assert path.read_bytes() == b"x" * 8192 + bytes(MiB - 4096)
+    assert blocklayer.resize(tree, 512, shrink=True) == 512
+    assert path.read_bytes() == b"x" * 4608
+
+
 def test_images_in_use_and_images_that_are_not_there(tmp_path: Path, rng: random.Random) -> None:
     layer = base(tmp_path / "image", MiB, rng, "qed")
     for mode in ("r", "r+"):

@@ -47,6 +47,7 @@ class RawNode(FormatNode):
         self._first_sector = threading.Lock()
         self._offset = offset
         self._windowed = bool(offset) or size is not None
+        self._ends_inside = size is not None
         available = file.size - offset
         if size is None:
             size = align_up(max(available, 0), SECTOR)
@@ -143,8 +144,8 @@ class RawNode(FormatNode):
             )
 
     def truncate(self, size: int, preallocation: str = "off") -> None:
-        """Resize the file below."""
-        if self._windowed:
+        """Resize the file below; a window that was given a size keeps it."""
+        if self._ends_inside:
             raise NotSupported("Cannot resize fixed-size raw disks")
         if size + self._offset > 2**63 - 1:
             raise OutOfRange(f"A raw disk cannot have {size} bytes")
