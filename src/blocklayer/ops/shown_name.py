@@ -12,8 +12,13 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any
 
-NOT_CONTENT = {"read-only", "cache", "force-share", "node-name", "backing"}
+NOT_CONTENT = {
+    *("read-only", "auto-read-only", "cache", "force-share", "discard", "detect-zeroes"),
+    *("node-name", "backing"),
+}
 """Options that change how an image is opened, and not what its file holds."""
+
+_HOW_FILES_ARE_OPENED = {"driver", "filename", "locking", "aio", *NOT_CONTENT}
 
 
 def shown_name(name: FilenameLike, node: Node) -> str:
@@ -24,6 +29,8 @@ def shown_name(name: FilenameLike, node: Node) -> str:
         return os.fspath(name)
     tree = {key: value for key, value in parse_name(name).items() if key not in NOT_CONTENT}
     if "filename" in tree:
+        if tree.get("driver") == "file" and _is_plain(tree):
+            return node.filename
         tree["file"] = tree.pop("filename")
     file = tree.get("file")
     plain = isinstance(file, str) or (isinstance(file, dict) and _is_plain(file))
@@ -42,4 +49,4 @@ def _is_export(tree: dict[str, Any]) -> bool:
 
 
 def _is_plain(file: dict[str, Any]) -> bool:
-    return file.get("driver", "file") == "file" and not file.keys() - {"driver", "filename"}
+    return file.get("driver", "file") == "file" and not file.keys() - _HOW_FILES_ARE_OPENED
