@@ -243,6 +243,17 @@ info --image-opts driver=qed,file.filename=data.qed,file.foo=1
 info --image-opts driver=qed,file.filename=data.qed,read-only=on
 info --image-opts driver=qed,file.filename=data.qed,read-only=maybe
 info --image-opts driver=qed,file.filename=data.qed,cache.direct=on
+info --image-opts driver=qed,file.filename=data.qed,file.locking=off
+info --image-opts driver=qed,file.filename=data.qed,file.node-name=a,node-name=b
+info --image-opts driver=qed,file.filename=data.qed,file.read-only=on
+info --image-opts driver=qed,file.filename=data.qed,file.cache.direct=on,file.aio=threads
+info --image-opts driver=qed,file.filename=data.qed,file.force-share=on
+info 'json:{"driver":"raw","file":{"driver":"file","filename":"data.raw","locking":"on"}}'
+info --image-opts driver=qed,file.filename=over.qed,backing=
+map --image-opts driver=qed,file.filename=over.qed,backing=
+commit --image-opts driver=qed,file.filename=over.qed,backing=
+convert -O raw --image-opts driver=qed,file.filename=over.qed,backing= new.raw
+convert 'json:{"driver":"qed","file.filename":"over.qed","backing":""}' new.raw
 info --backing-chain --image-opts driver=qed,file.filename=over.qed
 info --backing-chain --image-opts driver=qed,file.filename=over.qed,backing.driver=foo,backing.x=1
 info --image-opts driver=qed,file.filename=over.qed,backing.driver=raw,backing.file.filename=x.raw
@@ -675,6 +686,11 @@ resize -f raw data.raw +8E
 resize -f raw data.raw 9223372036854775807
 resize --image-opts -f qed data.qed 2M
 resize --image-opts driver=raw,file.filename=data.raw 2M
+resize --image-opts driver=raw,offset=4096,file.filename=data.raw +1M
+resize --image-opts driver=raw,offset=5000,file.filename=data.raw 2M
+resize --shrink --image-opts driver=raw,offset=4096,file.filename=data.raw -64k
+resize --image-opts driver=raw,size=64k,file.filename=data.raw +1M
+resize --image-opts driver=raw,offset=4096,size=64k,file.filename=data.raw 2M
 resize --image-opts driver=qed,file.filename=data.qed,read-only=on 2M
 resize -U data.qed 2M
 resize --object secret,id=a,data=x data.qed 2M
@@ -1021,6 +1037,7 @@ IO_PROGRAM = r"""
 _EMPTY = "said plainly"
 _FOLDER = "block devices are welcome, too"
 _UNWRITTEN = "nothing is written: no guess can do harm"
+_NO_WARNING = "the empty name of no backing file is here to stay, and nothing warns of it"
 _OWN_WORDS = "our own words"
 _NAME_ONCE = "the file that is not there is named once"
 _NAME_TWICE = "the file that could not be opened is named by the error itself"
@@ -1150,6 +1167,21 @@ IMG_DIFFERENCES = {
             "TOOL: Could not open 'json:{driver:qed,file.filename:data.qed}': Could not "
             "parse the JSON options"
         ),
+    ),
+    "info --image-opts driver=qed,file.filename=over.qed,backing=": Difference(
+        _NO_WARNING, complaint=""
+    ),
+    "map --image-opts driver=qed,file.filename=over.qed,backing=": Difference(
+        _NO_WARNING, complaint=""
+    ),
+    "commit --image-opts driver=qed,file.filename=over.qed,backing=": Difference(
+        _NO_WARNING, complaint="TOOL: Image does not have a backing file"
+    ),
+    "convert -O raw --image-opts driver=qed,file.filename=over.qed,backing= new.raw": Difference(
+        _NO_WARNING, complaint=""
+    ),
+    'convert \'json:{"driver":"qed","file.filename":"over.qed","backing":""}\' new.raw': Difference(
+        _NO_WARNING, complaint=""
     ),
     "info --image-opts driver=qed,foo=1,file.filename=data.qed": Difference(
         _OWN_WORDS,

@@ -76,6 +76,16 @@ def test_a_backing_file_that_the_header_names_is_in_the_graph(graph: Graph, file
     assert graph.names == []
 
 
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_an_image_without_the_backing_file_its_header_names(
+    graph: Graph, files: Path, nothing: str | None
+) -> None:
+    blocklayer.create(files / "over.qed", format="qed", backing=files / "base.qed")
+    graph.add(qed(files, "over", backing=nothing))
+    assert len(graph.names) == 2
+    assert refusal(lambda: graph.add(qed(files, "other", backing={"driver": "raw", "file": ""})))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -113,6 +113,8 @@ class Builder:
                         child, settings, backing=role == "backing", depth=depth + 1
                     )
                     children[role] = below[role].node
+                elif role == "backing" and child == "":
+                    options[role] = None  # the older way to say it
                 elif isinstance(child, str):
                     children[role] = self._child(child, role)
                 elif child is not None or role != "backing":
