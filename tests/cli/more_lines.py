@@ -249,6 +249,30 @@ info --image-opts driver=qed,file.filename=data.qed,file.read-only=on
 info --image-opts driver=qed,file.filename=data.qed,file.cache.direct=on,file.aio=threads
 info --image-opts driver=qed,file.filename=data.qed,file.force-share=on
 info 'json:{"driver":"raw","file":{"driver":"file","filename":"data.raw","locking":"on"}}'
+info --image-opts driver=qed,file.filename=data.qed,detect-zeroes=on,discard=on,auto-read-only=on
+info --image-opts driver=qed,file.filename=data.qed,detect-zeroes=foo
+info --image-opts driver=qed,file.filename=data.qed,detect-zeroes=unmap
+info --image-opts driver=qed,file.filename=data.qed,detect-zeroes=unmap,discard=unmap
+info --image-opts driver=qed,file.filename=data.qed,detect-zeroes=unmap,discard=off
+info --image-opts driver=qed,file.filename=data.qed,discard=foo
+info --image-opts driver=qed,file.filename=data.qed,discard=
+info --image-opts driver=qed,file.filename=data.qed,auto-read-only=foo
+info --image-opts driver=qed,file.filename=data.qed,node-name=1a
+info --image-opts driver=qed,file.filename=data.qed,node-name=
+info --image-opts driver=qed,file.filename=data.qed,node-name=a12345678901234567890123456789012
+info --image-opts driver=qed,file.filename=data.qed,node-name=a,file.node-name=a
+info --image-opts driver=qed,file.filename=data.qed,file.discard=on,file.detect-zeroes=unmap
+info --image-opts driver=qed,file.filename=data.qed,file.discard=off,file.detect-zeroes=unmap
+info --image-opts driver=qed,file.filename=data.qed,file.detect-zeroes=foo
+info 'json:{"driver":"qed","file.filename":"data.qed","detect-zeroes":true,"discard":false}'
+info 'json:{"driver":"qed","file.filename":"data.qed","auto-read-only":true,"node-name":"a"}'
+map --image-opts driver=qed,file.filename=over.qed,backing.detect-zeroes=on,backing.node-name=b
+map --image-opts driver=qed,file.filename=over.qed,backing.discard=foo
+map --image-opts driver=qed,file.filename=over.qed,node-name=a,backing.node-name=a
+map --image-opts driver=qed,file.filename=top.qed,backing.backing.driver=raw
+convert --image-opts driver=qed,file.filename=over.qed,backing.file.locking=off new.raw
+convert -n --target-image-opts data.raw driver=qed,file.filename=longer.qed,detect-zeroes=unmap
+convert -n --target-image-opts data.raw driver=qed,file.filename=longer.qed,discard=off
 info --image-opts driver=qed,file.filename=over.qed,backing=
 map --image-opts driver=qed,file.filename=over.qed,backing=
 commit --image-opts driver=qed,file.filename=over.qed,backing=
@@ -1017,6 +1041,19 @@ IO_PROGRAM = r"""
 --image-opts -c length foo
 --image-opts -c length driver=foo
 --image-opts -c length driver=raw,offset=4k,size=8k,file.filename=data.raw
+-c "write -P 0 512k 64k" -c map --image-opts driver=qed,file.filename=data.qed,detect-zeroes=on
+-c "write -P 0 512k 64k" -c map --image-opts driver=qed,file.filename=data.qed,detect-zeroes=unmap
+-c "read 0 4k" --image-opts driver=qed,file.filename=data.qed,detect-zeroes=unmap,discard=ignore
+-c "read 0 4k" --image-opts driver=qed,file.filename=data.qed,detect-zeroes=foo
+-c "discard 0 64k" -c map --image-opts driver=raw,file.filename=data.raw,discard=ignore
+-d ignore -c "discard 0 64k" -c map --image-opts driver=raw,file.filename=data.raw,discard=unmap
+-c "open -o detect-zeroes=on data.qed" -c "write -P 0 512k 64k" -c map
+-c "open -o detect-zeroes=foo data.qed"
+-c "open -o discard=foo data.qed"
+-c "open -d ignore -o detect-zeroes=unmap data.qed"
+-c "open -C -o detect-zeroes=on over.qed" -c "write -P 0 512k 64k" -c "read -P 0 512k 64k"
+-c "open -o backing.detect-zeroes=on,backing.node-name=b over.qed" -c "read -P 1 64k 64k"
+-c "open -o backing.discard=foo over.qed"
 -c length 'json:{"driver":"qed","file.filename":"data.qed"}'
 -c length file:data.qed
 -c length foo:bar
@@ -1166,6 +1203,21 @@ IMG_DIFFERENCES = {
         complaint=(
             "TOOL: Could not open 'json:{driver:qed,file.filename:data.qed}': Could not "
             "parse the JSON options"
+        ),
+    ),
+    "map --image-opts driver=qed,file.filename=over.qed,backing.discard=foo": Difference(
+        _NAME_TWICE,
+        complaint=(
+            "TOOL: Could not open 'over.qed': Could not open backing file: Could not open"
+            " 'data.qed': Invalid discard option"
+        ),
+    ),
+    "map --image-opts driver=qed,file.filename=over.qed,"
+    "node-name=a,backing.node-name=a": Difference(
+        _NAME_TWICE,
+        complaint=(
+            "TOOL: Could not open 'over.qed': Could not open backing file: Could not open"
+            " 'data.qed': Duplicate nodes with node-name='a'"
         ),
     ),
     "info --image-opts driver=qed,file.filename=over.qed,backing=": Difference(
@@ -1667,6 +1719,28 @@ IO_PROGRAM_DIFFERENCES = {
     "--image-opts -c length foo": Difference(
         _OWN_WORDS,
         complaint="TOOL: Could not open 'foo': Cannot find device='foo' nor node-name='foo'",
+    ),
+    '-c "read 0 4k" --image-opts driver=qed,file.filename=data.qed,detect-zeroes=unmap,'
+    "discard=ignore": Difference(
+        _OWN_WORDS,
+        complaint=(
+            "TOOL: can't open: Could not open 'driver=qed,file.filename=data.qed,"
+            "detect-zeroes=unmap,discard=ignore': setting detect-zeroes to unmap is not allowed"
+        ),
+    ),
+    '-c "read 0 4k" --image-opts driver=qed,file.filename=data.qed,detect-zeroes=foo': Difference(
+        _OWN_WORDS,
+        complaint=(
+            "TOOL: can't open: Could not open 'driver=qed,file.filename=data.qed,"
+            "detect-zeroes=foo': invalid parameter value: foo"
+        ),
+    ),
+    '-c "open -o backing.discard=foo over.qed"': Difference(
+        _NAME_TWICE,
+        complaint=(
+            "TOOL: can't open device over.qed: Could not open 'over.qed': Could not open backing"
+            " file: Could not open 'data.qed': Invalid discard option"
+        ),
     ),
     "--image-opts -c length driver=foo": Difference(
         _OWN_WORDS, complaint="TOOL: can't open: Could not open 'driver=foo': Unknown driver 'foo'"

@@ -14,7 +14,17 @@ from typing import Any
 import pytest
 
 import blocklayer
-from blocklayer import Closed, InvalidArgument, IoError, LockError, OpenError, ReadOnly
+from blocklayer import (
+    Closed,
+    Disk,
+    InvalidArgument,
+    IoError,
+    LockError,
+    OpenError,
+    ReadOnly,
+    Refused,
+    Trust,
+)
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.stats import CountingDisk
 from tests.ops.images import CLUSTER, SMALL, Layer, base, chain, content, make, unchanged
@@ -105,6 +115,105 @@ def test_zeroes_are_detected(tmp_path: Path) -> None:
             disk.write(0, bytes(10 * CLUSTER))
         stored[mode] = blocklayer.check(path).allocated_clusters
     assert stored == {"off": 10, "on": 0}
+
+
+def described(path: Path, **more: Any) -> dict[str, Any]:
+    return {"driver": "raw", "file.filename": str(path), **more}
+
+
+@pytest.mark.parametrize(
+    ("options", "zeroed", "discarded"),
+    [
+        ({}, 16, 8),
+        ({"discard": "ignore"}, 16, 16),
+        ({"discard": False}, 16, 16),
+        ({"detect-zeroes": "unmap"}, 8, 8),
+        ({"detect-zeroes": "unmap", "discard": "on"}, 8, 8),
+        ({"file.discard": "unmap", "file.auto-read-only": "on", "file.node-name": "a"}, 16, 8),
+    ],
+)
+def test_options_of_the_image_come_before_arguments(
+    tmp_path: Path, options: dict[str, Any], zeroed: int, discarded: int
+) -> None:
+    path = tmp_path / "image"
+    tree = described(path, **options)
+    found = []
+    for name in (tree, f"json:{json.dumps(tree)}"):
+        for action in ("write", "discard"):
+            path.write_bytes(b"x" * 64 * KiB)
+            with blocklayer.open(name, mode="r+", discard="unmap") as disk:
+                if action == "write":
+                    disk.write(0, bytes(32 * KiB))
+                else:
+                    disk.discard(0, 32 * KiB)
+            found.append(path.stat().st_blocks // 8)
+    assert found == [zeroed, discarded] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"discard": "maybe"}, "Invalid discard option"),
+        ({"detect-zeroes": "maybe"}, "invalid parameter value: maybe"),
+        ({"detect-zeroes": "unmap"}, "without setting discard"),
+        ({"detect-zeroes": "unmap", "discard": "ignore"}, "without setting discard"),
+        ({"auto-read-only": "maybe"}, "Parameter 'auto-read-only' expects 'on' or 'off'"),
+        ({"node-name": "0"}, "Invalid node-name: '0'"),
+        ({"node-name": "a" * 32}, "Node name too long"),
+        ({"node-name": "a", "file.node-name": "a"}, "Duplicate nodes with node-name='a'"),
+        ({"file.discard": "maybe"}, "Invalid discard option"),
+        ({"discard.mode": "on"}, "Invalid parameter 'discard'"),
+        ({"node-name.x": "a"}, "Invalid parameter 'node-name'"),
+    ],
+)
+def test_options_of_nodes_that_are_refused(
+    tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "image").write_bytes(b"x" * 512)
+    with pytest.raises((InvalidArgument, OpenError), match=words):
+        blocklayer.open(described(tmp_path / "image", **options))
+
+
+@pytest.mark.parametrize("trust", [None, Trust()])
+def test_options_for_the_backing_file_that_the_image_names(
+    tmp_path: Path, trust: Trust | None
+) -> None:
+    (tmp_path / "base").write_bytes(b"x" * MiB)
+    top = tmp_path / "top"
+    blocklayer.create(top, format="qed", backing="base", backing_format="raw")
+
+    def opened(backing: dict[str, Any]) -> Disk:
+        tree = {"driver": "qed", "file": str(top), "backing": backing}
+        return blocklayer.open(tree, trust=trust)
+
+    for backing in (
+        {"node-name": "b", "detect-zeroes": "on", "read-only": "on"},
+        {"file": {"locking": "off", "node-name": "b"}},
+        {"driver": "raw", "offset": 0},
+    ):
+        with opened(backing) as disk:
+            assert disk.read(0, 4) == b"xxxx"
+    with opened({"driver": "raw", "offset": MiB // 2}) as disk:
+        assert disk.read(MiB // 2, 4) == bytes(4)
+    for wrong in ({"discard": "x"}, {"nonsense": 1}, {"driver": "qed"}, {"driver": "fault"}):
+        with pytest.raises(OpenError):
+            opened(wrong)
+    (tmp_path / "base").unlink()
+    with pytest.raises((OpenError, Refused)):
+        opened({"node-name": "b"})
+
+
+def test_options_do_not_take_a_stranger_s_name_out_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"x" * MiB)
+    (tmp_path / "folder").mkdir()
+    top = tmp_path / "folder" / "top"
+    blocklayer.create(top, format="qed", backing="../secret", backing_format="raw")
+    for backing in ({"node-name": "b"}, {"driver": "raw"}, {"file": {"locking": "off"}}):
+        tree = {"driver": "qed", "file": str(top), "backing": backing}
+        with blocklayer.open(tree) as disk:
+            assert disk.read(0, 4) == b"xxxx"
+        with pytest.raises(Refused):
+            blocklayer.open(tree, trust=Trust())
 
 
 def test_discards_are_ignored_unless_asked_for(tmp_path: Path) -> None:

@@ -64,7 +64,11 @@ class Opening(Record):
                 tree[key] = value
         if self.format is not None:
             tree["driver"] = self.format
-        return {"driver": "copy-on-read", "file": tree} if self.copy_on_read else tree
+        if not self.copy_on_read:
+            return tree
+        modes = ("discard", "detect-zeroes")
+        top: OptionTree = {name: tree.pop(name) for name in modes if name in tree}
+        return {"driver": "copy-on-read", **top, "file": tree}
 
 
 GATHER_SECONDS = 0.002

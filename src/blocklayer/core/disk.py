@@ -22,6 +22,7 @@ from blocklayer.base.extent import Extent
 from blocklayer.core import io as core_io
 from blocklayer.core import mapping
 from blocklayer.core.detect import detection_unit, may_hold_zeroes, zero_detected
+from blocklayer.core.modes import UNMAP_NEEDS_DISCARD
 from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Inline, Lookup, Node
 from blocklayer.core.requests import Retired
 
@@ -62,10 +63,7 @@ def check_modes(discard: str, detect_zeroes: str) -> None:
             f"Invalid detect-zeroes mode '{detect_zeroes}': use 'off', 'on' or 'unmap'"
         )
     if detect_zeroes == "unmap" and discard != "unmap":
-        raise InvalidArgument(
-            "setting detect-zeroes to unmap is not allowed without setting discard operation"
-            " to unmap"
-        )
+        raise InvalidArgument(UNMAP_NEEDS_DISCARD)
 
 
 class Disk:

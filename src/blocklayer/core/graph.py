@@ -23,9 +23,10 @@ from blocklayer.core.disk import Disk
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.graph_disk import GraphDisk
 from blocklayer.core.graph_lookers import Lookers
-from blocklayer.core.graph_options import Builder, Built, Settings, check_name
+from blocklayer.core.graph_options import Builder, Built, Settings
 from blocklayer.core.hurry import hurried
 from blocklayer.core.node import FormatNode, Node
+from blocklayer.core.node_names import check_name
 from blocklayer.core.permissions import ALL, READ, RESIZE, WRITE, Use
 from blocklayer.core.requests import Tracker
 

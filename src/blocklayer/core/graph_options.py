@@ -17,10 +17,10 @@ from blocklayer.base.record import Record
 from blocklayer.core.disk import check_modes
 from blocklayer.core.graph_edges import detach
 from blocklayer.core.node import Node
+from blocklayer.core.node_names import check_name
 from blocklayer.core.opening import CacheMode, Opener, OpenFlags
 
 CHILD_ROLES = ("file", "backing", "raw", "test", "image", "log", "target", "data-file")
-NAME_MAX = 31
 
 
 class Settings(Record, frozen=True):
@@ -60,26 +60,6 @@ class Built(Record):
         finally:
             for child in self.below.values():
                 child.close()
-
-
-def check_name(name: object) -> str:
-    """Raise `InvalidArgument` unless a node may have this name."""
-    if not isinstance(name, str):
-        raise InvalidArgument("Invalid parameter type for 'node-name', expected: string")
-    if not is_well_formed(name):
-        raise InvalidArgument(f"Invalid node-name: '{name}'")
-    if len(name.encode()) > NAME_MAX:
-        raise InvalidArgument("Node name too long")
-    return name
-
-
-def is_well_formed(name: str) -> bool:
-    """Whether a name can be an id: a letter, then letters, digits, ``-``, ``.``, ``_``."""
-    return (
-        name.isascii()
-        and name[:1].isalpha()
-        and all(character.isalnum() or character in "-._" for character in name)
-    )
 
 
 class Builder:

@@ -87,8 +87,18 @@ class OpenFlags(Record, frozen=True):
 class Opener:
     """Opens one graph. Drivers get it, to open their children with what they inherit."""
 
-    def __init__(self, flags: OpenFlags, *, stored: bool = False) -> None:
+    def __init__(
+        self,
+        flags: OpenFlags,
+        *,
+        stored: bool = False,
+        discard: str = "ignore",
+        detect_zeroes: str = "off",
+    ) -> None:
         self.flags = flags
+        self.discard = discard
+        self.detect_zeroes = detect_zeroes
+        """What a disk on the node does that is opened; its options may say it otherwise."""
         self._chain: tuple[tuple[int, int], ...] = ()
         """Identities of the images above, up to the top."""
         self._nesting = 0
@@ -96,26 +106,40 @@ class Opener:
         """What is opened was named by an image, which may be hostile, and not by the user."""
         self._opened = [0]
         """Nodes opened so far; one counter for the whole graph."""
+        self._names: set[str] = set()
+        """Of nodes; one set for the whole graph."""
         self._layers_to_complete: list[_Layer] | None = None
         """Where to leave layers whose backing file somebody else opens; None: open it here."""
 
     def _derived(self, flags: OpenFlags) -> Opener:
         """An opener for the same place with other flags."""
-        opener = Opener(flags)
+        opener = Opener(flags, discard="unmap")  # who is above a node decides what reaches it
         opener._chain = self._chain
         opener._nesting = self._nesting
         opener._stored = self._stored
         opener._opened = self._opened
+        opener._names = self._names
         opener._layers_to_complete = self._layers_to_complete
         return opener
 
     # --- names ----------------------------------------------------------------------------------
 
-    def open_name(self, name: FilenameLike, format_name: str | None = None) -> Node:
-        """Open what a user names: a path, `file:` or `json:` name, or an option tree."""
+    def open_name(
+        self,
+        name: FilenameLike,
+        format_name: str | None = None,
+        more: OptionTree | None = None,
+    ) -> Node:
+        """Open what a user names: a path, `file:` or `json:` name, or an option tree.
+
+        `more` are options that come before those in the name, and before the format.
+        """
         if self.flags.trust is not None:
             self.flags.trust.check_given(name)
         options = parse_name(name)
+        if more:
+            options = _overlaid(options, more)
+            format_name = None if "driver" in more else format_name
         if format_name is not None:
             if options.get("driver", format_name) != format_name:
                 raise InvalidArgument(
@@ -149,7 +173,15 @@ class Opener:
     def _with_options(self, options: OptionTree) -> Opener:
         """Take the options that every node has."""
         flags = self.flags
-        options.pop("node-name", None)
+        if "node-name" in options and not isinstance(options["node-name"], dict):
+            self._take_name(options.pop("node-name"))
+        if "discard" in options or "detect-zeroes" in options:
+            from blocklayer.core.modes import take_modes
+
+            modes = take_modes(options, self.discard, self.detect_zeroes)
+            self.discard, self.detect_zeroes = modes
+        if "auto-read-only" in options:  # where a disk is to be written to, it must be writable
+            parse_bool(options.pop("auto-read-only"), "auto-read-only")
         if "read-only" in options:
             read_only = parse_bool(options.pop("read-only"), "read-only")
             flags = flags.replace(read_only=read_only or flags.backing_role)
@@ -165,6 +197,14 @@ class Opener:
         elif cache is not None:
             raise InvalidArgument("Invalid parameter 'cache'")
         return self if flags is self.flags else self._derived(flags)
+
+    def _take_name(self, name: object) -> None:
+        """Nobody can ask for a node by its name here, but it must be one, and the only one."""
+        from blocklayer.core.node_names import check_name
+
+        if check_name(name) in self._names:
+            raise InvalidArgument(f"Duplicate nodes with node-name='{name}'")
+        self._names.add(str(name))
 
     def _open_probed(self, options: OptionTree) -> Node:
         if not options.keys() & {"file", "filename"}:
@@ -245,26 +285,26 @@ class Opener:
             return None
         if isinstance(options, Node):
             return options
-        if options is _AS_STORED:
+        if _is_stored_name(node, options):
             if not node.backing_filename:
                 return None
             below = self._below(node, layers_to_complete)
             below._stored = True
-            return below.open_stored(node)
+            return below.open_stored(node, options if isinstance(options, dict) else None)
         if isinstance(options, str):
             options = parse_name(options)
         if not isinstance(options, dict):
             raise InvalidArgument("Invalid parameter type for 'backing', expected: object")
         return self._below(node, layers_to_complete).open_options(options)
 
-    def open_stored(self, node: FormatNode) -> Node:
-        """Open the backing file that the header of `node` names."""
+    def open_stored(self, node: FormatNode, more: OptionTree | None) -> Node:
+        """Open the backing file that the header of `node` names, with options of the user's."""
         assert node.backing_filename is not None
         if self.flags.trust is not None:
-            return self._open_beneath(node, node.backing_filename, self.flags.trust)
+            return self._open_beneath(node, node.backing_filename, self.flags.trust, more)
         name = backing_path(node.filename, node.backing_filename)
         try:
-            return self.open_name(name, node.backing_format)
+            return self.open_name(name, node.backing_format, more)
         except OpenError as error:
             # The lock of an image on itself is no other process's.
             lock = error.__cause__
@@ -272,7 +312,9 @@ class Opener:
                 raise _loop(name) from None
             raise
 
-    def _open_beneath(self, node: FormatNode, name: str, trust: Trust) -> Node:
+    def _open_beneath(
+        self, node: FormatNode, name: str, trust: Trust, more: OptionTree | None
+    ) -> Node:
         """`open_stored` for images of strangers: only a file in the folder, never by its name."""
         from blocklayer.core.beneath import NotBeneath, locate
         from blocklayer.core.trust import printable
@@ -285,7 +327,7 @@ class Opener:
                     raise _loop(printable(path))
                 file = {"driver": "file", "filename": path, "located": found}
                 named = {} if node.backing_format is None else {"driver": node.backing_format}
-                return self.open_options({**named, "file": file})
+                return self.open_options(_overlaid({**named, "file": file}, more or {}))
         except NotBeneath as error:
             reason = f"its backing file '{printable(name)}' cannot be had: {error}"
             raise Refused(reason, node.filename) from None
@@ -331,6 +373,36 @@ def _refuse_backing(options: object) -> None:
         raise InvalidArgument(f"Invalid parameter 'backing{inner}'")
 
 
+_HOW_TO_OPEN = {
+    *("read-only", "auto-read-only", "cache", "force-share", "discard", "detect-zeroes"),
+    *("node-name", "locking", "aio"),
+}
+"""Options that do not say which file or server is meant."""
+
+
+def _is_stored_name(node: FormatNode, options: object) -> bool:
+    """Whether options of a backing file leave it to the header of `node` where that is."""
+    if options is _AS_STORED:
+        return True
+    if not isinstance(options, dict) or not node.backing_filename or "filename" in options:
+        return False
+    file = options.get("file", {})
+    if not isinstance(file, dict) or file.keys() - _HOW_TO_OPEN:
+        return False
+    return "driver" not in options or drivers.load(options["driver"]).kind == drivers.FORMAT
+
+
+def _overlaid(tree: OptionTree, more: OptionTree) -> OptionTree:
+    """A tree with other options in place of some of its own, at every depth."""
+    result = dict(tree)
+    for name, value in more.items():
+        inside = result.get(name)
+        if isinstance(inside, dict) and isinstance(value, dict):
+            value = _overlaid(inside, value)
+        result[name] = value
+    return result
+
+
 _AS_STORED = object()
 """Stands for the backing file that the image's header names."""
 
@@ -368,8 +440,8 @@ def _told_by_layers(error: BlocklayerError, layers: list[_Layer]) -> BlocklayerE
     Options that the user gave for a backing file are reported as they are.
     """
     for layer in reversed(layers):
-        if layer.options is _AS_STORED:
-            node = layer.node
+        node = layer.node
+        if _is_stored_name(node, layer.options):
             cause = _as_open_error(error, node.backing_filename or "")
             error = OpenError(f"Could not open backing file: {cause}", node.filename, cause.errno)
     return error

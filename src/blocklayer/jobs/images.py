@@ -89,8 +89,9 @@ def mirror_images(
             _create(path_of(target), format, node.size, dict(options or {}))
             made = True
         flags = OpenFlags(read_only=False, cache=cache_mode(cache))
-        opened = Opener(flags).open_name(target, format)
-        settings = Settings(discard, detect_zeroes, cache=flags.cache)
+        opener = Opener(flags, discard=discard, detect_zeroes=detect_zeroes)
+        opened = opener.open_name(target, format)
+        settings = Settings(opener.discard, opener.detect_zeroes, cache=flags.cache)
         graph.add_node(opened, "target", settings)
         job = mirror.start(
             graph,

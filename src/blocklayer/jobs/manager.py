@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from blocklayer.base.errors import InvalidArgument
-from blocklayer.core.graph_options import is_well_formed
+from blocklayer.core.node_names import is_well_formed
 from blocklayer.jobs.errors import JobNotFound
 
 TYPE_CHECKING = False  # importing typing costs start-up time

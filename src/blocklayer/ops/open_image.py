@@ -38,7 +38,8 @@ def open_disk(
                    content others control: a guest could write another format's signature.
     cache          writeback, none, writethrough, directsync or unsafe, as ``qemu-img -t``
     discard        ``ignore`` (default) or ``unmap``
-    detect_zeroes  ``off`` (default), ``on``, or ``unmap``: writes of zeroes store nothing
+    detect_zeroes  ``off`` (default), ``on``, or ``unmap``: writes of zeroes store nothing;
+                   options of the image (``discard``, ``detect-zeroes``) come before these two
     locking        auto, on or off: locks that QEMU understands
     force_share    read although somebody else writes (``-U``)
     backing_chain  open backing files too; without them, what they hold reads as zeroes
@@ -80,13 +81,14 @@ def open_with(
         from blocklayer.core.stats import CountingDisk
 
         disk_class = CountingDisk
-    node = Opener(flags).open_name(name, format)
+    opener = Opener(flags, discard=discard, detect_zeroes=detect_zeroes)
+    node = opener.open_name(name, format)
     try:
         return disk_class(
             node,
             writethrough=flags.cache.writethrough,
-            discard=discard,
-            detect_zeroes=detect_zeroes,
+            discard=opener.discard,
+            detect_zeroes=opener.detect_zeroes,
         )
     except BaseException:
         node.close()
