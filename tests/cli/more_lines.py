@@ -1054,6 +1054,28 @@ IO_PROGRAM = r"""
 -c "open -C -o detect-zeroes=on over.qed" -c "write -P 0 512k 64k" -c "read -P 0 512k 64k"
 -c "open -o backing.detect-zeroes=on,backing.node-name=b over.qed" -c "read -P 1 64k 64k"
 -c "open -o backing.discard=foo over.qed"
+-c "reopen -o detect-zeroes=on" -c "write -P 0 512k 64k" -c map data.qed
+-c "reopen -o detect-zeroes=on" -c "reopen -r" -c "reopen -w" -c "write -P 0 512k 64k" data.qed
+-c "reopen -o detect-zeroes=on" -c "reopen -c none" -c "write -P 0 512k 64k" -c map data.qed
+-c "reopen -o detect-zeroes=unmap" -c "reopen -o discard=ignore" data.qed
+-c "reopen -o detect-zeroes=on" -c "reopen -o discard=ignore" -c "write -P 0 512k 64k" data.qed
+-c "reopen -o detect-zeroes=foo" -c length data.qed
+-c "reopen -o discard=foo" -c length data.qed
+-c "reopen -o discard=ignore" -c "discard 0 64k" -c map -f raw data.raw
+-d ignore -c "reopen -o discard=unmap" -c "discard 0 64k" -c map -f raw data.raw
+-c "reopen -o auto-read-only=on" -c "write 0 4k" data.qed
+-c "reopen -o auto-read-only=foo" data.qed
+-c "reopen -o node-name=a" data.qed
+-c "reopen -o driver=qed,file.driver=file,file.filename=data.qed" data.qed
+-c "reopen -o driver=raw" data.qed
+-c "reopen -o file.detect-zeroes=on,file.discard=unmap" data.qed
+-c "reopen -o file.locking=off" data.qed
+-c "reopen -o file=x" data.qed
+-c "reopen -o backing.detect-zeroes=on" -c length data.qed
+-c "reopen -o backing.detect-zeroes=on" -c length over.qed
+-c "reopen -o backing=" -c "read -P 1 64k 4k" over.qed
+-c "reopen -o detect-zeroes.a=on" data.qed
+-s -c "write -P 9 0 4k" -c "reopen -o detect-zeroes=on" -c "read -P 9 0 4k" data.qed
 -c length 'json:{"driver":"qed","file.filename":"data.qed"}'
 -c length file:data.qed
 -c length foo:bar

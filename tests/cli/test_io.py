@@ -166,6 +166,24 @@ def test_reopening_keeps_the_image_if_it_fails(
     assert capsys.readouterr().out == "1 MiB\n1 MiB\n"
 
 
+@pytest.mark.parametrize(
+    ("commands", "stored"),
+    [
+        (["reopen -o detect-zeroes=on"], False),
+        (["reopen -o detect-zeroes=unmap,auto-read-only=on"], False),
+        (["reopen -o detect-zeroes=on", "reopen -o detect-zeroes=off"], True),
+        (["reopen -o detect-zeroes=on", "reopen -c none", "reopen -r", "reopen -w"], False),
+        (["reopen -o detect-zeroes=on,cache.direct=on", "reopen -o discard=off"], False),
+    ],
+)
+def test_reopening_changes_what_becomes_of_zeroes(
+    image: Path, commands: list[str], stored: bool
+) -> None:
+    assert main(["io", *words(*commands, "write -q -P 0 512k 64k"), str(image)]) == 0
+    with blocklayer.open(image) as disk:
+        assert all(extent.zero != stored for extent in disk.extents(512 * 1024, 64 * 1024))
+
+
 def test_names_and_aliases_are_unique() -> None:
     names = [
         name for command in set(all_commands().values()) for name in (command.name, command.alias)

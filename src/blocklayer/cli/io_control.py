@@ -25,6 +25,7 @@ from blocklayer.cli.io_session import Opening, Session, fault_node
 from blocklayer.cli.numbers import integer_argument
 from blocklayer.cli.parsing import Arguments, cache_name
 from blocklayer.core.disk import Disk
+from blocklayer.core.node import Node
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -109,7 +110,11 @@ def _reopen(session: Session, call: Call) -> None:
         opening = opening.replace(cache=cache_name(call, "c", ""))
     if "r" in call or "w" in call:
         opening = opening.replace(read_only="r" in call)
-    for name, value in _driver_options(call).items():
+    options = _driver_options(call)
+    modes = _changed_modes(_disk(session), options)
+    if modes:
+        opening = opening.replace(options={**opening.options, **modes})
+    for name, value in options.items():
         if name == "cache" and isinstance(value, dict):
             opening = opening.replace(cache=_changed_cache(call, opening.cache, value))
         elif name == "read-only":
@@ -117,8 +122,43 @@ def _reopen(session: Session, call: Call) -> None:
                 raise Failure("Cannot set both -r/-w and 'read-only'")
             opening = opening.replace(read_only=parse_bool(value, name))
         else:
-            raise Failure(f"Cannot change the option '{name}'")
+            _require_as_it_is(_disk(session).node, name, value)
     session.reopen(opening)
+
+
+def _changed_modes(disk: Disk, options: OptionTree) -> OptionTree:
+    """Take what a reopening says of discards and zeroes; nothing else of it needs the file."""
+    from blocklayer.core.modes import take_modes
+
+    before = (disk.discard_mode, disk.detect_zeroes)
+    modes = take_modes(options, *before)
+    _take_auto_read_only(options)
+    return dict(zip(("discard", "detect-zeroes"), modes, strict=True)) if modes != before else {}
+
+
+def _take_auto_read_only(options: OptionTree) -> None:
+    """Nothing becomes read-only by itself here, so that nothing has to be undone."""
+    if "auto-read-only" in options:
+        parse_bool(options.pop("auto-read-only"), "auto-read-only")
+
+
+def _require_as_it_is(node: Node, name: str, value: object) -> None:
+    """Raise `Failure` for an option that would be another one."""
+    from blocklayer.core.modes import take_modes
+
+    child = node.children.get(name)
+    if name in ("file", "backing") and isinstance(value, str):
+        raise Failure(f"Cannot find device='' nor node-name='{value}'")
+    if child is None or not isinstance(value, dict):
+        inner = f".{next(iter(value))}" if isinstance(value, dict) and value else ""
+        if {"driver": node.driver, "filename": node.filename}.get(name) != value:
+            raise Failure(f"Cannot change the option '{name}{inner}'")
+        return
+    inside = dict(value)
+    take_modes(inside, "unmap", "off")
+    _take_auto_read_only(inside)
+    for each, wanted in inside.items():
+        _require_as_it_is(child, each, wanted)
 
 
 def _changed_cache(call: Call, name: str, changes: dict[str, Any]) -> str:

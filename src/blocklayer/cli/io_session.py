@@ -167,9 +167,10 @@ class Session:
         disk, old = self.disk, self.opening
         assert disk is not None
         self.wait()
-        if opening.replace(read_only=old.read_only) == old:
+        if opening.replace(read_only=old.read_only, options=old.options) == old:
             disk.reopen("r" if opening.read_only else "r+")
             self.opening = opening
+            self._change_modes(disk, opening.options)
             return
         self.close()
         try:
@@ -177,6 +178,15 @@ class Session:
         except Failure:
             self.open(old)
             raise
+
+    def _change_modes(self, disk: Disk, options: OptionTree) -> None:
+        """What a disk does with discards and zeroes, as its options say it by now."""
+        from blocklayer.core.modes import take_modes
+
+        discard, zeroes = take_modes(dict(options), disk.discard_mode, disk.detect_zeroes)
+        if (discard, zeroes) != (disk.discard_mode, disk.detect_zeroes):
+            with disk.drain():
+                disk.switch(disk.node, discard=discard, detect_zeroes=zeroes)
 
     def require_writable(self) -> None:
         """Raises `Failure` if the disk is open read-only."""

@@ -27,8 +27,8 @@ def take_modes(options: OptionTree, discard: str, detect_zeroes: str) -> tuple[s
         detect_zeroes = _word(options.pop("detect-zeroes"))
         if detect_zeroes not in DETECT_ZEROES_MODES:
             raise InvalidArgument(f"invalid parameter value: {detect_zeroes}")
-        if detect_zeroes == "unmap" and discard != "unmap":
-            raise InvalidArgument(UNMAP_NEEDS_DISCARD)
+    if detect_zeroes == "unmap" and discard != "unmap":
+        raise InvalidArgument(UNMAP_NEEDS_DISCARD)
     return discard, detect_zeroes
 
 
