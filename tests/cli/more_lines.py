@@ -609,6 +609,12 @@ convert --image-opts driver=qed,file.filename=data.qed driver=raw,file.filename=
 convert --image-opts foo new.raw
 convert --image-opts driver=raw,offset=64k,size=64k,file.filename=data.raw new.raw
 convert 'json:{"driver":"qed","file.filename":"over.qed","backing":null}' new.raw
+convert -n -O raw data.raw 'json:{"driver":"raw","file":{"driver":"file","filename":"data.raw"}}'
+convert -n -O qed empty.qed 'json:{"driver":"qed","file":{"driver":"file","filename":"data.qed"}}'
+convert -n -O raw data.qed 'json:{"driver":"raw","size":"64k","file.filename":"data.raw"}'
+convert -n -O raw data.qed 'json:{"driver":"raw","file.filename":"new.raw"}'
+convert -n data.qed null-co://
+convert -n -S 0 data.qed null-co://
 convert --target-image-opts -n data.qed foo
 convert --target-image-opts -n data.qed driver=foo
 convert --object secret,id=a,data=x data.qed new.raw
@@ -1226,6 +1232,9 @@ IMG_DIFFERENCES = {
             "TOOL: Could not open 'json:{driver:qed,file.filename:data.qed}': Could not "
             "parse the JSON options"
         ),
+    ),
+    'convert -n -O raw data.qed \'json:{"driver":"raw","file.filename":"new.raw"}\'': Difference(
+        _NAME_ONCE, complaint="TOOL: Could not open 'new.raw': No such file or directory"
     ),
     "map --image-opts driver=qed,file.filename=over.qed,backing.discard=foo": Difference(
         _NAME_TWICE,

@@ -75,16 +75,22 @@ def test_an_interrupted_convert_leaves_no_target(
     assert source.stat().st_size == 8 << 20
 
 
-def test_a_target_that_was_there_stays(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "form", ["{}", "file:{}", 'json:{{"driver":"raw","file.filename":"{}"}}', "file.filename={}"]
+)
+def test_a_target_that_was_there_stays(source: Path, tmp_path: Path, form: str) -> None:
     target = tmp_path / "target.raw"
     target.write_bytes(bytes(8 << 20))
-    words = ["convert", "-n", "-f", "raw", "-r", "1M", "-S", "0", str(source), str(target)]
+    named = form.format(target)
+    words = ["convert", "-n", "-f", "raw", "-r", "1M", "-S", "0", str(source), named]
+    if named.startswith("file.filename"):
+        words.insert(1, "--target-image-opts")
     process = subprocess.Popen([sys.executable, "-m", "blocklayer", *words], stderr=subprocess.PIPE)
     while target.read_bytes()[:4] != b"data":
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1].decode() == (
-        f"blk: interrupted\n'{target}' holds a part of the copy only: do not use it\n"
+        f"blk: interrupted\n'{named}' holds a part of the copy only: do not use it\n"
     )
     assert process.returncode == 130
     assert target.stat().st_size == 8 << 20

@@ -114,7 +114,7 @@ def run(arguments: Arguments) -> int:
     cache = cache_name(arguments, "t", "unsafe")
     source_cache = cache_name(arguments, "T", "writeback", what="source ")
     by_options = "target-image-opts" in arguments
-    if not by_options:
+    if "n" not in arguments:
         check_target(target)
     target_format = None if by_options else arguments.last("O", "raw")
     check_sizes(target_format or "", options)

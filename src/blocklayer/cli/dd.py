@@ -42,7 +42,7 @@ COMMAND = Command(
     ),
     details=(
         "Arguments are those of dd(1), but for the target's: it is made anew, and its size is what"
-        " is copied."
+        " is copied. An export of an NBD server is written to from its start, and keeps its size."
     ),
     examples=(
         ("dd if=disk.qed of=head.raw bs=1M count=1", "The first MiB as a raw image."),

@@ -102,7 +102,8 @@ def _run_here(arguments: Arguments, source: str, target: str, sync: str, speed: 
     if make and "target-is-zero" in arguments:
         raise Failure("--target-is-zero requires use of -n flag")
     target_format = arguments.last("O", "raw")
-    check_target(target)
+    if make:
+        check_target(target)
     check_sizes(target_format, options)
     if options.get("backing_file") is not None and not options.get("backing_fmt"):
         raise Failure("Use of backing file requires explicit backing format")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 from blocklayer.base.align import align_up
 from blocklayer.base.errors import BlocklayerError, Cancelled, InvalidArgument
@@ -115,7 +114,7 @@ def mirror_images(
         if made:
             remove(path_of(target))
         if begun and not isinstance(error, InvalidArgument):
-            tell_of_target(error, _shown(target))
+            tell_of_target(error, target, made=made)
         raise
 
 
@@ -138,10 +137,6 @@ def _create(target: str, format: str, size: int, options: dict[str, Any]) -> Non
 def _end(graph: Graph, jobs: Jobs) -> None:
     jobs.end_all()
     graph.close()
-
-
-def _shown(target: FilenameLike) -> str:
-    return "The target" if isinstance(target, dict) else os.fspath(target)
 
 
 def _follow(job: Job, progress: ProgressCallback | None, cancel: CancelToken | None) -> None:

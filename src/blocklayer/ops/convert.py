@@ -218,7 +218,7 @@ class _Plan(Record, frozen=True):
         """Raise `IoError` for what is not as it should be."""
         from blocklayer.ops.verify import forget_cached, verify
 
-        if not isinstance(target, dict) and not is_export(target):
+        if _is_path(target):
             forget_cached(path_of(target))
         with self.open_target(target, "r") as disk:
             # A device keeps what was on it behind the copy, as an image that exists does.
@@ -246,13 +246,9 @@ def _convert_at_once(plan: _Plan) -> ConvertResult:
         if made is not None:
             remove(made)
         if reporter is not None:
-            tell_of_target(error, made or _shown(plan.target))
+            tell_of_target(error, made or plan.target, made=made is not None)
         raise
     return ConvertResult(plan.whole.size, result.data, result.zero, tuple(result.salvaged))
-
-
-def _shown(target: FilenameLike) -> str:
-    return "The target" if isinstance(target, dict) else os.fspath(target)
 
 
 def _convert_resumably(plan: _Plan) -> ConvertResult:

@@ -20,7 +20,7 @@ from blocklayer.base.errors import (
 from blocklayer.base.units import INT64_MAX, SECTOR, parse_size
 from blocklayer.core import drivers
 from blocklayer.core.identity import is_same_file
-from blocklayer.core.names import backing_path, path_of
+from blocklayer.core.names import backing_path, is_export, path_of
 from blocklayer.core.node import Node
 from blocklayer.core.opening import CacheMode, Opener, OpenFlags
 from blocklayer.ops.file_hints import FILE_OPTIONS, apply_hints, take_hints
@@ -59,6 +59,8 @@ def create(
     """
     path = os.fspath(filename)
     try:
+        if is_export(filename):
+            return _create_on_export(path, format, size, backing, backing_format, options)
         target = path_of(filename)
     except OpenError as error:
         raise CreateError(error.message, path) from error
@@ -77,6 +79,46 @@ def create(
     assert driver.create is not None
     _make(target, path, driver, resolved, locking, hints)
     return resolved | hints
+
+
+def refuse_on_export(name: str, format_name: str) -> None:
+    """Other formats grow, and an export does not. Raises `InvalidArgument`."""
+    if format_name != "raw":
+        raise InvalidArgument(f"Nothing but raw images can be made on '{name}'")
+
+
+def _create_on_export(
+    name: str,
+    format_name: str,
+    size: int | str | None,
+    backing: str | os.PathLike[str] | None,
+    backing_format: str | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """The storage is there: it must be large enough, and not look like what was on it before."""
+    from blocklayer.ops.open_image import open_disk
+
+    find_driver(format_name)
+    refuse_on_export(name, format_name)
+    for hint in take_hints(options):
+        raise InvalidArgument(f"Invalid parameter '{hint}'")
+    resolved = _resolve(
+        name,
+        format_name,
+        size,
+        backing,
+        backing_format,
+        check_backing=True,
+        trust=None,
+        options=options,
+    )
+    if resolved["preallocation"] != "off":
+        raise NotSupported(f"Unsupported preallocation mode '{resolved['preallocation']}'")
+    with open_disk(name, mode="r+", format=format_name) as disk:
+        if disk.size < resolved["size"]:
+            raise NotSupported("Cannot grow NBD nodes")
+        disk.write_zeroes(0, min(SECTOR, disk.size))
+    return resolved
 
 
 def _resolve(

@@ -6,17 +6,17 @@ from __future__ import annotations
 import os
 
 from blocklayer.base.align import align_up
-from blocklayer.base.errors import InvalidArgument
+from blocklayer.base.errors import CreateError, InvalidArgument
 from blocklayer.base.progress import CancelToken, ProgressCallback, Reporter
 from blocklayer.base.record import Record
 from blocklayer.base.units import SECTOR
 from blocklayer.core.copy import CopyOptions, copy
 from blocklayer.core.copy_sources import Window
-from blocklayer.core.names import FilenameLike, path_of
+from blocklayer.core.names import FilenameLike, is_export, path_of
 from blocklayer.ops.convert import is_zero_when_new
-from blocklayer.ops.create import create, find_driver, remove
+from blocklayer.ops.create import create, find_driver, refuse_on_export, remove
 from blocklayer.ops.open_image import open_disk
-from blocklayer.ops.source_guard import refuse_same_file
+from blocklayer.ops.source_guard import refuse_same_file, refuse_same_storage
 from blocklayer.ops.told import tell_of_target
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -47,7 +47,7 @@ def dd(
     progress: ProgressCallback | None = None,
     cancel: CancelToken | None = None,
 ) -> DdResult:
-    """Copy `count` blocks of a disk, after `skip` others, into a new image.
+    """Copy `count` blocks of a disk, after `skip` others, into a new image, or onto an export.
 
     count   blocks of `block_size` bytes; everything to the end if not given
     skip    blocks at the start that are left out; where they are more than there are, the new
@@ -66,21 +66,27 @@ def dd(
         size = disk.size - start
         if count is not None:
             size = min(size, count * block_size)
-        refuse_same_file([disk], target)
-        create(target, format=format, size=align_up(size, SECTOR))
+        made = begun = False
+        if is_export(target):
+            refuse_on_export(str(target), format)
+        else:
+            refuse_same_file([disk], target)
+            create(target, format=format, size=align_up(size, SECTOR))
+            made = True
         try:
-            reporter = Reporter("dd", size, progress, cancel)
-            _copy(Window(disk, start, size), target, format, reporter)
+            with open_disk(target, mode="r+", format=format, discard="unmap") as into:
+                refuse_same_storage([disk], into)
+                if into.size < size:
+                    raise CreateError("Cannot grow NBD nodes", str(target))
+                begun = True
+                reporter = Reporter("dd", size, progress, cancel)
+                options = CopyOptions(target_is_zero=made and is_zero_when_new(into))
+                copy(Window(disk, start, size), into, options, reporter)
+                reporter.finish()
         except BaseException as error:
-            remove(path_of(target))
-            tell_of_target(error, path_of(target))
+            if made:
+                remove(path_of(target))
+            if made or begun:
+                tell_of_target(error, path_of(target) if made else target, made=made)
             raise
         return DdResult(size, skipped_all=skip * block_size > disk.size)
-
-
-def _copy(
-    window: Window, target: str | os.PathLike[str], format_name: str, reporter: Reporter
-) -> None:
-    with open_disk(target, mode="r+", format=format_name, discard="unmap") as disk:
-        copy(window, disk, CopyOptions(target_is_zero=is_zero_when_new(disk)), reporter)
-        reporter.finish()

@@ -31,9 +31,12 @@ def refuse_part_of(source: Node, target: FilenameLike) -> None:
 def refuse_same_storage(disks: list[Disk], target: Disk) -> None:
     """Whatever the target was called: it must not be stored where a source is."""
     stored = file_identity(target.node)
+    exports = {node.filename for node in leaves(target.node) if node.driver == "nbd"}
     for disk in disks:
         for node in leaves(disk.node):
             if stored is not None and file_identity(node) == stored:
+                raise _is_source(target.filename)
+            if node.driver == "nbd" and node.filename in exports:
                 raise _is_source(target.filename)
 
 

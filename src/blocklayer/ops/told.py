@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
-from blocklayer.core.names import is_export
+from blocklayer.core.names import FilenameLike
 
 
 @contextlib.contextmanager
@@ -20,9 +20,12 @@ def told(state: str | Callable[[], str]) -> Iterator[None]:
         raise
 
 
-def tell_of_target(error: BaseException, target: str) -> None:
-    """A copy failed half way, and what was made for it has been removed, if it could be."""
-    if os.path.lexists(target) or is_export(target):
+def tell_of_target(error: BaseException, target: FilenameLike, *, made: bool) -> None:
+    """A copy failed half way, and what was `made` for it has been removed, if it could be."""
+    if isinstance(target, dict):
+        target = str(getattr(target, "typed", "The target"))
+    target = os.fspath(target)
+    if not made or os.path.lexists(target):
         error.add_note(f"'{target}' holds a part of the copy only: do not use it")
     else:
         error.add_note(f"'{target}' was not complete, and has been removed")
