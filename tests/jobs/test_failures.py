@@ -94,6 +94,25 @@ def test_a_stream_keeps_the_base_if_it_has_ignored_an_error(
         assert names == ["BLOCK_JOB_ERROR", "BLOCK_JOB_COMPLETED"]
 
 
+@pytest.mark.parametrize("module", [backup, mirror])
+def test_what_has_failed_is_not_tried_before_the_job_is_resumed(module: ModuleType) -> None:
+    with stage() as here:
+        source = Failing(MemoryNode(MiB), read=1)
+        source.child.writev(0, [memoryview(b"x" * MiB)])
+        here.put("src", source)
+        here.put("dst", MemoryNode(MiB))
+        names = {"device": "src", "target": "dst", "sync": "full", "job_id": "j"}
+        job = module.start(here.graph, here.jobs, **names, on_source_error="stop")
+        assert job.wait_for_status("paused", timeout=PATIENCE) == "paused"
+        assert (job.current, job.total) == (0, MiB)
+        job.resume()
+        if module is mirror:
+            wait_ready(job)
+            job.cancel(force=False)
+        wait_end(job)
+        assert (job.current, job.total, job.error) == (MiB, MiB, None)
+
+
 class Racing(FilterNode):
     """Lets a write of Bs, begun in time, end in the middle of a later write of As."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.qmp.daemons import OURS, QEMUS, Conversation
+from tests.qmp.detail_scripts import DETAIL_SCRIPTS
 from tests.qmp.differences import DIFFERENCES, Difference
 from tests.qmp.graph_scripts import GRAPH_SCRIPTS
 from tests.qmp.job_scripts import JOB_SCRIPTS, WAIT
@@ -122,7 +123,7 @@ def _images(image: dict[str, Any]) -> list[dict[str, Any]]:
     return [image, *(_images(below) if below else [])]
 
 
-ALL = {**SCRIPTS, **JOB_SCRIPTS, **GRAPH_SCRIPTS}
+ALL = {**SCRIPTS, **JOB_SCRIPTS, **GRAPH_SCRIPTS, **DETAIL_SCRIPTS}
 EVENTS: Step = ("(events)", {})
 
 

@@ -23,8 +23,10 @@ from blocklayer.base.buffers import Vector
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.units import KiB
 from blocklayer.core.bitmap import Bitmap, DirtyBitmap
+from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.graph_uses import require_peace
 from blocklayer.core.mapping import row_batches
+from blocklayer.core.node import FormatNode
 from blocklayer.core.permissions import ALL, RESIZE
 from blocklayer.jobs.copying import CopyingJob, default_granularity
 from blocklayer.jobs.fleecing import Fleecing, layer_over
@@ -47,6 +49,8 @@ SYNC_MODES = ("full", "top", "none", "incremental", "bitmap")
 BITMAP_MODES = ("on-success", "never", "always")
 
 GUEST_BUFFER = 1024 * KiB
+
+WORKERS_MAX = 2**31 - 1
 
 
 class BeforeWriteFilter(JobFilter):
@@ -272,10 +276,13 @@ def start(
     sync, bitmap_mode = check_bitmap_options(sync, bitmap, bitmap_mode)
     graph.require_unblocked(source, but=lambda owner: _backs_up(owner, source))
     graph.require_unblocked(destination)
+    perf = x_perf or {}
+    _check_perf(perf)
     if source.size != destination.size:
         raise InvalidArgument("Source and target image have different sizes")
     if filter_node_name is not None:
         _check_filter_name(graph, filter_node_name)
+    _check_chunk(perf, destination)
     granularity = max(64 * KiB, default_granularity(destination))
     options = {
         "target": destination,
@@ -286,6 +293,8 @@ def start(
         "speed": speed,
         "granularity": granularity if found is None else min(granularity, found.granularity),
         "buf_size": 0,
+        "max_workers": perf.get("max-workers"),
+        "max_chunk": perf.get("max-chunk"),
         "unmap": True,
         "on_source_error": check_policy("on-source-error", on_source_error),
         "on_target_error": check_policy("on-target-error", on_target_error),
@@ -298,6 +307,25 @@ def start(
     if transaction is None:
         job.start()
     return job
+
+
+def _check_perf(perf: dict[str, Any]) -> None:
+    """Raise `InvalidArgument` for limits without a meaning."""
+    if not 1 <= perf.get("max-workers", 1) <= WORKERS_MAX:
+        raise InvalidArgument(f"max-workers must be between 1 and {WORKERS_MAX}")
+    if perf.get("max-chunk", 0) < 0:
+        raise InvalidArgument("max-chunk must be zero (which means no limit) or positive")
+
+
+def _check_chunk(perf: dict[str, Any], target: Node) -> None:
+    """Raise `InvalidArgument` for chunks of which the target could hold no whole one."""
+    node = skip_filters(target)
+    least = max(64 * KiB, node.cluster_size if isinstance(node, FormatNode) else 0)
+    chunk = perf.get("max-chunk", 0)
+    if 0 < chunk < least:
+        raise InvalidArgument(
+            f"Required max-chunk ({chunk}) is less than backup cluster size ({least})"
+        )
 
 
 def _check_filter_name(graph: Graph, name: str) -> None:

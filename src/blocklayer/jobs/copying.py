@@ -125,11 +125,13 @@ class CopyingJob(Job):
             on_guest_moved=self._guest_moved,
         )
         buffer = options["buf_size"] or BUFFER_DEFAULT
-        self._step_bytes = max(min(STEP_BYTES, buffer), self.engine.granularity)
+        longest = min(STEP_BYTES, buffer, options.get("max_chunk") or STEP_BYTES)
+        self._step_bytes = max(longest, self.engine.granularity)
         self._steps = Steps(self.source, self.engine, self._step_bytes)
         name = f"blocklayer-{self.id}"
         is_local = self.source.is_local and options["target"].is_local
         workers = WORKERS_LOCAL if is_local else WORKERS
+        workers = min(workers, options.get("max_workers") or workers)
         count = max(1, min(workers, buffer // self._step_bytes))
         self._workers = Workers(name, count, self._step_bytes, self._take_step)
         self._early = EarlyFlush(
@@ -274,7 +276,7 @@ class CopyingJob(Job):
             if self.has_done_enough():
                 self._workers.drain()
                 return
-            step = self.next_step()
+            step = self.next_step(unless_resting=True)
             if step is not None:
                 is_all = self.engine.dirty.is_empty and not self._workers.in_flight
                 (self._workers.do if is_all else self._workers.submit)(step)
@@ -320,12 +322,19 @@ class CopyingJob(Job):
             self._workers.drain()
             raise CopyFailed(self._failure)
 
-    def next_step(self) -> Step | None:
-        """The next dirty runs, no longer marked; None if there are none that nobody is at."""
-        step = self._steps.next(self.speed)
+    def next_step(self, *, unless_resting: bool = False) -> Step | None:
+        """The next dirty runs, no longer marked; None if there are none that nobody is at.
+
+        unless_resting  also None if the job is to rest, which what was in flight may be the reason
+                        for: it has failed, and must not be tried again before somebody says so
+        """
+        step = self._steps.find(self.speed)
         if step is None:
             return None
         self._workers.wait_while(lambda: any(step.overlaps(each) for each in self._flying()))
+        if unless_resting and self.is_to_rest():
+            return None
+        self._steps.take(step)
         with self._counting:
             self._moving += step.length
         self.claim(step)

@@ -349,6 +349,11 @@ class Job:
             self.transition(working)
             self._check_cancelled()
 
+    def is_to_rest(self) -> bool:
+        """Whether the next `pause_point` will be one."""
+        with self.changed:
+            return self._user_paused
+
     def at_rest(self) -> None:
         """The job is about to rest: end what is in flight. The lock is not held."""
 

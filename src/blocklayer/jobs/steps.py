@@ -51,20 +51,22 @@ class Steps:
         """After failures steps are halved so often: what can be copied is soon copied."""
         self.passes = 0
 
-    def next(self, speed: int) -> Step | None:
+    def find(self, speed: int) -> Step | None:
         """The next dirty runs, still marked; shorter ones if `speed`, in bytes a second, is low."""
         limit = self._limit(speed)
         step = self._collect(self._cursor, limit)
         if step is None and self._cursor:
             self.passes += 1
+            self._cursor = 0
             step = self._collect(0, limit)
-        if step is None:
-            return None
+        return step
+
+    def take(self, step: Step) -> None:
+        """What was found is done now; the next is behind it."""
         self._cursor = step.end
         if step.end >= self._engine.size:
             self._cursor = 0
             self.passes += 1
-        return step
 
     def went_well(self) -> None:
         """A step is done."""

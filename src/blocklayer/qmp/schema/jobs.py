@@ -111,8 +111,8 @@ class BackupPerformance(Members, kw_only=True):
     """How a backup copies.
 
     use-copy-range  let the host copy where it can
-    max-workers     requests under way
-    max-chunk       longest request, bytes
+    max-workers     the most requests under way; there are never more than a few
+    max-chunk       longest request, bytes; 0: no limit
     """
 
     use_copy_range: bool | None = None

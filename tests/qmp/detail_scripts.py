@@ -1,0 +1,107 @@
+"""Conversations about details: limits of backups, jobs that an error has stopped, roots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.qmp.job_scripts import qed, raw, status, wait
+from tests.qmp.scripts import Step, file, null, step
+
+STOPPED = "BLOCK_JOB_ERROR"
+
+
+def backup(**more: Any) -> Step:
+    """Of s to t, as job j."""
+    return step(
+        "blockdev-backup", **{"job_id": "j", "device": "s", "target": "t", "sync": "full", **more}
+    )
+
+
+def perf(**limits: Any) -> Step:
+    return backup(x_perf={name.replace("_", "-"): value for name, value in limits.items()})
+
+
+BACKUP_LIMITS = [
+    raw("base.raw", "s"),
+    raw("t.raw", "t"),
+    null("small", read_only=True),
+    perf(max_workers=0),
+    perf(max_workers=-1),
+    perf(max_workers=1 << 31),
+    perf(max_workers="1"),
+    perf(max_chunk=-1),
+    perf(max_chunk=-1, max_workers=0),
+    perf(max_chunk=1),
+    perf(max_chunk=65535, use_copy_range=True),
+    perf(foo=1),
+    backup(target="s", x_perf={"max-workers": 0}),
+    backup(sync="incremental", x_perf={"max-workers": 0}),
+    backup(filter_node_name="s", x_perf={"max-chunk": 1}),
+    backup(speed=-1, x_perf={"max-chunk": 1}),
+    step(
+        "drive-backup",
+        job_id="j",
+        device="s",
+        target="n",
+        sync="full",
+        format="raw",
+        x_perf={"max-workers": 0},
+    ),
+    perf(max_workers=1, max_chunk=65536, use_copy_range=True),
+    wait("BLOCK_JOB_COMPLETED", device="j"),
+    perf(max_workers=(1 << 31) - 1, max_chunk=0),
+    wait("BLOCK_JOB_COMPLETED", device="j"),
+]
+
+
+def failing_once(node: str, name: str, operation: str) -> Step:
+    """A file of which one request fails."""
+    rule = {"event": "none", "iotype": operation, "once": True, "immediately": True}
+    return step(
+        "blockdev-add",
+        driver="blkdebug",
+        node_name=node,
+        image=file(name),
+        inject_error=[{**rule, "errno": 5}],
+    )
+
+
+def stopped(job: Step) -> list[Step]:
+    """A job that stops at an error: nothing is done, all of it is left, and then it goes on."""
+    return [
+        job,
+        wait(STOPPED, device="j"),
+        status("j", "paused"),
+        step("query-block-jobs"),
+        step("query-jobs"),
+        step("job-resume", id="j"),
+    ]
+
+
+SOURCE_STOPS_BACKUP = [
+    failing_once("s", "base.raw", "read"),
+    raw("t.raw", "t"),
+    *stopped(backup(on_source_error="stop")),
+    wait("BLOCK_JOB_COMPLETED", device="j"),
+]
+
+TARGET_STOPS_BACKUP = [
+    raw("base.raw", "s"),
+    failing_once("t", "t.raw", "write"),
+    *stopped(backup(on_target_error="stop")),
+    wait("BLOCK_JOB_COMPLETED", device="j"),
+]
+
+ERROR_STOPS_STREAM = [
+    failing_once("base", "base.raw", "read"),
+    qed("t.qed", "t", backing="base"),
+    *stopped(step("block-stream", job_id="j", device="t", on_error="stop")),
+    wait("BLOCK_JOB_COMPLETED", device="j"),
+]
+
+DETAIL_SCRIPTS = {
+    "limits of backups": BACKUP_LIMITS,
+    "the source stops a backup": SOURCE_STOPS_BACKUP,
+    "the target stops a backup": TARGET_STOPS_BACKUP,
+    "an error stops a stream": ERROR_STOPS_STREAM,
+}
