@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.qmp.job_scripts import qed, raw, status, wait
-from tests.qmp.scripts import Step, file, null, step
+from tests.qmp.job_scripts import mirror, qed, raw, status, wait
+from tests.qmp.scripts import Step, file, null, step, unix
 
 STOPPED = "BLOCK_JOB_ERROR"
 
@@ -99,7 +99,57 @@ ERROR_STOPS_STREAM = [
     wait("BLOCK_JOB_COMPLETED", device="j"),
 ]
 
+LAYER = {"driver": "raw", "node-name": "layer", "file": file("base.raw", "lf")}
+
+ROOTS = [
+    qed("top.qed", "top", backing=LAYER),
+    null("n"),
+    *(
+        each
+        for device in ("layer", "lf", "zz")
+        for each in (
+            mirror(device=device, target="n"),
+            step(
+                "drive-mirror", job_id="j", device=device, target="new", sync="full", format="raw"
+            ),
+            step("block-commit", job_id="j", device=device),
+        )
+    ),
+    mirror(device="top", target="layer"),
+    mirror(device="n", target="layer"),
+    mirror(device="n", target="n"),
+    mirror(device="top", target="n"),
+    wait("BLOCK_JOB_READY", device="j"),
+    mirror(device="top", target="n", job_id="k"),
+    step("block-commit", job_id="j", device="top"),
+    step("job-cancel", id="j"),
+    status("j", "null"),
+]
+
+def export(**more: Any) -> Step:
+    return step("block-export-add", **{"type": "nbd", "id": "e", "node_name": "n", **more})
+
+
+IOTHREADS = [
+    null("n", read_only=True),
+    step("object-add", qom_type="iothread", id="t"),
+    step("object-add", qom_type="secret", id="s", data="x"),
+    export(iothread="nope"),
+    export(iothread="t"),
+    step("nbd-server-start", addr=unix("nbd.sock")),
+    export(iothread="nope"),
+    export(iothread="s"),
+    export(iothread="nope", node_name="zz"),
+    export(iothread="nope", writable=True),
+    export(iothread="nope", id="1 x"),
+    export(iothread="t"),
+    export(iothread="nope"),
+    step("query-block-exports"),
+]
+
 DETAIL_SCRIPTS = {
+    "iothreads": IOTHREADS,
+    "roots": ROOTS,
     "limits of backups": BACKUP_LIMITS,
     "the source stops a backup": SOURCE_STOPS_BACKUP,
     "the target stops a backup": TARGET_STOPS_BACKUP,

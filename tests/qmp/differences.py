@@ -28,12 +28,6 @@ BELOW = r"GenericError: Node '\w+' is busy: node is used as backing hd of '\w+'"
 
 DIFFERENCES: tuple[Difference, ...] = (
     Difference(
-        "blockdev-mirror",
-        f"GenericError: Job ID 'j' already in use|{BUSY}",
-        "GenericError: Need a root block node",
-        "QEMU looks at the graph first, and does not say who is in the way",
-    ),
-    Difference(
         "blockdev-del",
         BUSY,
         r"GenericError: Block device s is in use",

@@ -285,6 +285,7 @@ def start(
     if source is destination:
         raise InvalidArgument("Can't mirror node into itself")
     graph.require_unblocked(destination)
+    graph.require_no_overlay(destination)  # its bytes are going to change
     if filter_node_name is not None:
         graph.check_new_name(filter_node_name)
     if replaces is not None:

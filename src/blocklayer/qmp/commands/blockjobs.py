@@ -14,6 +14,7 @@ from blocklayer.qmp.schema import jobs as schema
 from blocklayer.qmp.types import DeviceNotFound, Family, Members, Nothing, QmpError
 
 if TYPE_CHECKING:
+    from blocklayer.core.graph import Graph
     from blocklayer.jobs.job import Job
     from blocklayer.jobs.transaction import JobTransaction
     from blocklayer.qmp.context import Context
@@ -32,6 +33,12 @@ def _given(arguments: Members) -> dict[str, Any]:
     }
 
 
+def _require_root(graph: Graph, name: str) -> None:
+    """Raise `QmpError` if another node lies over a node, so that moving away from it is no move."""
+    if any(edge.role != "target" for edge in graph.parents(graph.find(name))):
+        raise QmpError("Need a root block node")
+
+
 # --- jobs that copy -----------------------------------------------------------------------------
 
 
@@ -40,6 +47,7 @@ def blockdev_mirror(context: Context, arguments: schema.BlockdevMirror) -> None:
     """Copy a disk to a node and keep it up to date, until block-job-complete switches to it."""
     from blocklayer.jobs import mirror
 
+    _require_root(context.graph, arguments.device)
     mirror.start(context.graph, context.jobs, **_given(arguments))
 
 
@@ -49,6 +57,7 @@ def drive_mirror(context: Context, arguments: schema.DriveMirror) -> None:
     from blocklayer.jobs import mirror
 
     graph, jobs = context.graph, context.jobs
+    _require_root(graph, arguments.device)
     source = graph.find(arguments.device)
     job_id = arguments.device if arguments.job_id is None else arguments.job_id
     jobs.check_id(job_id)
@@ -143,6 +152,7 @@ def block_commit(context: Context, arguments: schema.BlockCommit) -> None:
 
     if arguments.device not in context.graph:
         raise DeviceNotFound(f"Device '{arguments.device}' not found")
+    _require_root(context.graph, arguments.device)
     commit.start(context.graph, context.jobs, **_given(arguments))
 
 

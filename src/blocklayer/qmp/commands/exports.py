@@ -34,6 +34,13 @@ FAMILY = Family("Exports")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 
+def _require_iothread(name: str) -> None:
+    """Raise `QmpError` unless there is such an object; it has no other meaning."""
+    found = objects.find(name)
+    if found is None or found.kind != "iothread":
+        raise QmpError(f'iothread "{name}" not found')
+
+
 class _Entry:
     """An export with what the server does not know of it."""
 
@@ -104,6 +111,8 @@ class Exports:
         writable = bool(options.writable)
         if writable and node.read_only:
             raise QmpError("Cannot export read-only node as writable")
+        if options.iothread is not None:
+            _require_iothread(options.iothread)
         if self._server is None:
             raise QmpError("NBD server not running")
         disk = self._graph.open_disk(
