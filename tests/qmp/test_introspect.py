@@ -161,3 +161,61 @@ def test_options_of_drivers_are_among_qemus(theirs: Schema, name: str) -> None:
     mine, others = variant(ours()), variant(theirs)
     for member, (kind, required) in mine.items():
         assert others[member] == (kind, required), member
+
+
+OTHER_FEATURES = {
+    ("blockdev-snapshot", "allow-write-only-overlay"): "an overlay that a job writes to is in use",
+    ("<file>", "dynamic-auto-read-only"): "files are opened for writing at once, or not at all",
+    ("<host_device>", "dynamic-auto-read-only"): "the same",
+}
+
+
+class Features:
+    """What two schemas tell of what both have: ``(command(.member<case>, features, others)``."""
+
+    def __init__(self, one: Schema, other: Schema) -> None:
+        self.one, self.other = one, other
+        self.found: set[tuple[str, str]] = set()
+        self.common: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str]] = set()
+
+    def look(self, path: str, one: dict[str, Any], other: dict[str, Any]) -> None:
+        """At what is told of one thing."""
+        mine, theirs = set(one.get("features", ())), set(other.get("features", ()))
+        self.found |= {(path, each) for each in mine ^ theirs}
+        self.common |= {(path, each) for each in mine & theirs}
+
+    def compare(self, path: str, name: str, other_name: str) -> None:
+        """Two types, where both are of one kind, and all that they have below them."""
+        one, other = self.one[name], self.other[other_name]
+        kind = one["meta-type"]
+        if (name, other_name) in self._seen or kind != other["meta-type"]:
+            return
+        self._seen.add((name, other_name))
+        self.look(path, one, other)
+        if kind == "array":
+            self.compare(path, one["element-type"], other["element-type"])
+        if kind in ("object", "enum"):
+            members = {each["name"]: each for each in other["members"]}
+            for each in one["members"]:
+                if same := members.get(each["name"]):
+                    self.look(each["name"], each, same)
+                    if kind == "object":
+                        self.compare(each["name"], each["type"], same["type"])
+        cases = {each["case"]: each["type"] for each in other.get("variants", ())}
+        for each in one.get("variants", ()):
+            if each["case"] in cases:
+                self.compare(f"<{each['case']}>", each["type"], cases[each["case"]])
+
+
+@needs("qemu-storage-daemon")
+def test_features_are_qemus(theirs: Schema) -> None:
+    mine = ours()
+    features = Features(mine, theirs)
+    for name in mine.keys() & theirs.keys():
+        if mine[name]["meta-type"] == "command":
+            features.look(name, mine[name], theirs[name])
+            features.compare(f"{name}(", mine[name]["arg-type"], theirs[name]["arg-type"])
+    assert features.found == OTHER_FEATURES.keys()
+    told = {("base", "deprecated"), ("top", "deprecated"), ("drive-backup", "deprecated")}
+    assert told | {("x-perf", "unstable"), ("x-dirty-bitmap", "unstable")} <= features.common

@@ -53,9 +53,7 @@ class _Builder:
             "arg-type": self.name(type_of(command.arguments)),
             "ret-type": self.name(type_of(Nothing if command.returns is None else command.returns)),
         }
-        if command.features:
-            entry["features"] = list(command.features)
-        self.entries.append(entry)
+        self.entries.append(_with_features(entry, command.features))
 
     # --- types ----------------------------------------------------------------------------------
 
@@ -70,7 +68,7 @@ class _Builder:
         if isinstance(kind, inspect.ListType):
             return self._list(kind)
         if isinstance(kind, inspect.LiteralType):
-            return self._enum([str(value) for value in kind.values])
+            return self._enum({str(value): () for value in kind.values})
         if isinstance(kind, inspect.StructType):
             return self._object(kind)
         name, json_type = _BUILTIN[type(kind)]
@@ -99,30 +97,32 @@ class _Builder:
             description |= {"meta-type": "array", "element-type": element}
         return name
 
-    def _enum(self, values: list[str]) -> str:
-        name, description = self._described(("enum", *values))
+    def _enum(self, values: dict[str, tuple[str, ...]]) -> str:
+        """Values with their features."""
+        name, description = self._described(("enum", *values.items()))
         if description is not None:
-            members = [{"name": value} for value in values]
-            description |= {"meta-type": "enum", "members": members, "values": values}
+            members = [_with_features({"name": value}, each) for value, each in values.items()]
+            description |= {"meta-type": "enum", "members": members, "values": list(values)}
         return name
 
     def _object(self, kind: inspect.StructType) -> str:
         if kind.tag is not None:
             return self._choice([kind])
-        return self._members(("object", kind.cls), kind.fields)
+        return self._members(("object", kind.cls), kind.cls, kind.fields)
 
-    def _members(self, key: Any, fields: Iterable[inspect.Field]) -> str:
+    def _members(self, key: Any, cls: type, fields: Iterable[inspect.Field]) -> str:
         name, description = self._described(key)
         if description is not None:
             description |= {"meta-type": "object", "members": []}
-            description["members"] += [self._member(field) for field in fields]
+            description["members"] += [self._member(cls, field) for field in fields]
         return name
 
-    def _member(self, field: inspect.Field) -> dict[str, Any]:
-        member: dict[str, Any] = {"name": field.encode_name, "type": self.name(field.type)}
+    def _member(self, cls: type, field: inspect.Field) -> dict[str, Any]:
+        name = field.encode_name
+        member: dict[str, Any] = {"name": name, "type": self.name(field.type)}
         if not field.required:
             member["default"] = None
-        return member
+        return _with_features(member, _features(cls, name))
 
     def _union(self, kind: inspect.UnionType, *, alternate: bool) -> str:
         alternatives = list(kind.types)
@@ -155,17 +155,29 @@ class _Builder:
         tag_field = objects[0].tag_field or ""
         base = common_base([each.cls for each in objects])
         shared = set(base.__struct_fields__) if base is not None else set()
-        tags = self._enum([str(each.tag) for each in objects])
+        tags = self._enum({str(each.tag): _features(each.cls, tag_field) for each in objects})
         description |= {"meta-type": "object", "tag": tag_field, "members": [], "variants": []}
         description["members"].append({"name": tag_field, "type": tags})
         for field in objects[0].fields:
             if field.name in shared:
-                description["members"].append(self._member(field))
+                description["members"].append(self._member(objects[0].cls, field))
         for each in objects:
             own = [field for field in each.fields if field.name not in shared]
-            case = self._members(("case", each.cls), own) if own else "0"
+            case = self._members(("case", each.cls), each.cls, own) if own else "0"
             description["variants"].append({"case": each.tag, "type": case})
         return name
+
+
+def _features(cls: type, member: str) -> tuple[str, ...]:
+    """What clients should know of a member."""
+    declared: dict[str, tuple[str, ...]] = getattr(cls, "FEATURES", {})
+    return declared.get(member, ("unstable",) if member.startswith("x-") else ())
+
+
+def _with_features(entry: dict[str, Any], features: tuple[str, ...]) -> dict[str, Any]:
+    if features:
+        entry["features"] = list(features)
+    return entry
 
 
 def _is_null(kind: inspect.Type) -> bool:

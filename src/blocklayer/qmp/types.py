@@ -11,7 +11,7 @@ member, ``name  what it is``; lines that begin with spaces go on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -28,7 +28,13 @@ Size = Annotated[int, Meta(ge=0, title="size")]
 
 
 class Members(Struct, kw_only=True, rename="kebab", forbid_unknown_fields=True, omit_defaults=True):
-    """Base of objects. Members with a default may be left out; `None` stands for "not there"."""
+    """Base of objects. Members with a default may be left out; `None` stands for "not there".
+
+    FEATURES  what introspection tells of members, by their names; that of the tag is this case's.
+              Those that begin with ``x-`` are unstable anyway
+    """
+
+    FEATURES: ClassVar[dict[str, tuple[str, ...]]] = {}
 
 
 class Answer(Struct, kw_only=True, rename="kebab", omit_defaults=True):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from blocklayer.qmp.schema.nodes import NewImageMode
 from blocklayer.qmp.types import Answer, Int, Members, UInt32
@@ -191,6 +191,11 @@ class BlockCommit(Members, kw_only=True):
     auto-finalize     finalize it without being asked (default: true)
     auto-dismiss      forget it without being asked (default: true)
     """
+
+    FEATURES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "base": ("deprecated",),
+        "top": ("deprecated",),
+    }
 
     job_id: str | None = None
     device: str

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from blocklayer.qmp.schema.bitmaps import BitmapAdd, BitmapMerge, BitmapOf
 from blocklayer.qmp.schema.jobs import BlockdevBackup, DriveBackup
@@ -92,6 +92,8 @@ class BackupDrive(Action, kw_only=True, tag="drive-backup"):
 
     data  its arguments
     """
+
+    FEATURES: ClassVar[dict[str, tuple[str, ...]]] = {"type": ("deprecated",)}
 
     data: DriveBackup
 
