@@ -116,6 +116,9 @@ def test_what_the_daemon_tells_of_itself(tmp_path: Path) -> None:
         (device,) = talk.do("query-chardev")
         assert device["label"] == "m"
         assert device["frontend-open"] is True
+        assert device["filename"] == f"unix:{tmp_path}/qmp.sock,server=on"
+        kinds = {each["name"] for each in talk.do("query-chardev-backends")}
+        assert kinds == {"file", "null", "pipe", "socket", "stdio"}
 
 
 def test_quit_is_answered_announced_and_final(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 from blocklayer.base.errors import BlocklayerError
 from blocklayer.qmp.channels import Channel
 from blocklayer.qmp.chardev import Chardev, open_chardev
+from tests.qmp.daemons import OURS, QEMUS, Conversation
+from tests.support import needs
 
 
 def options(text: str) -> dict[str, str]:
@@ -77,3 +79,29 @@ def test_a_listening_socket_is_refused() -> None:
         listener.listen()
         with pytest.raises(BlocklayerError, match="listens"):
             open_chardev(options(f"socket,id=a,fd={listener.fileno()}"))
+
+
+@pytest.mark.parametrize("program", [OURS, pytest.param(QEMUS, marks=needs("qemu-storage-daemon"))])
+def test_sockets_tell_who_is_connected(program: tuple[str, ...], tmp_path: Path) -> None:
+    """The same with QEMU's daemon: who waits is told from who is used."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    more = ("--chardev", f"socket,id=idle,path={tmp_path}/idle,server=on,wait=off")
+    more += ("--chardev", f"socket,id=out,host=127.0.0.1,port={port}", "--monitor", "out")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    more += ("--chardev", f"socket,id=tcp,host=127.0.0.1,port={free},server=on,wait=off")
+    with Conversation(tmp_path, program, (*more, "--monitor", "tcp"), killed=True) as talk:
+        monitor = listener.accept()[0]
+        with socket.create_connection(("127.0.0.1", free)) as client, monitor:
+            assert client.recv(4)  # a greeting: it is known of
+            names = {each["label"]: each["filename"] for each in talk.do("query-chardev")}
+            ours, theirs = client.getsockname()[1], monitor.getpeername()[1]
+    listener.close()
+    assert names == {
+        "m": f"unix:{tmp_path}/qmp.sock,server=on",
+        "idle": f"disconnected:unix:{tmp_path}/idle,server=on",
+        "out": f"tcp:127.0.0.1:{theirs} <-> 127.0.0.1:{port}",
+        "tcp": f"tcp:127.0.0.1:{free},server=on <-> 127.0.0.1:{ours}",
+    }

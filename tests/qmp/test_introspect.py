@@ -107,7 +107,6 @@ NOT_IMPLEMENTED = {
     "qom-list-properties": "there is no object model to look into",
     "qom-list-types": "there is no object model to look into",
     "qom-set": "there is no object model to look into",
-    "query-chardev-backends": "told by --chardev help",
     "ringbuf-read": "there are no ring buffers",
     "ringbuf-write": "there are no ring buffers",
     "x-blockdev-change": "experimental, for quorum",

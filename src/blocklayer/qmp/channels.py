@@ -27,11 +27,24 @@ class Channel(Protocol):
         ...
 
 
+def _ends(connection: socket.socket) -> str:
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return ""
+    try:
+        sides = (connection.getsockname(), connection.getpeername())
+    except OSError:
+        return ""  # it is gone already
+    texts = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port, *_ in sides]
+    return " <-> ".join(texts)
+
+
 class SocketChannel:
     """A connected socket."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        self.ends = _ends(connection)
+        """Of a TCP connection: ``HOST:PORT <-> HOST:PORT``, this side first."""
 
     def read(self) -> bytes:
         """See `Channel`."""

@@ -70,14 +70,27 @@ class SocketServer:
         kind = "unix" if isinstance(address, UnixAddress) else "tcp"
         port = "" if kind == "unix" else f":{self._listeners[0].getsockname()[1]}"
         where = address.path if isinstance(address, UnixAddress) else address.host + port
-        self.filename = f"disconnected:{kind}:{where},server=on"
-        self._clients: set[SocketChannel] = set()
+        self._listening = f"{kind}:{where},server=on"
+        self._clients: dict[SocketChannel, None] = {}
+        """In the order of their coming."""
         self._lock = threading.Lock()
         self._closed = False
         self._first: socket.socket | None = None
         if wait:
             sys.stderr.write(f"info: waiting for connection on: {self.filename}\n")
             self._first = self._listeners[0].accept()[0]
+
+    @property
+    def filename(self) -> str:
+        """Where it is, and whether, or by whom, it is used: the client that came first."""
+        with self._lock:
+            first = next(iter(self._clients), None)
+        if first is None:
+            return f"disconnected:{self._listening}"
+        if not first.ends:
+            return self._listening
+        here, arrow, there = first.ends.partition(" <-> ")
+        return f"tcp:{here},server=on{arrow}{there}"
 
     @property
     def is_open(self) -> bool:
@@ -112,7 +125,7 @@ class SocketServer:
         with self._lock:
             crowded = self._closed or len(self._clients) >= CLIENTS_MAX
             if not crowded:
-                self._clients.add(channel)
+                self._clients[channel] = None
         if crowded:
             channel.close()
             return
@@ -120,7 +133,7 @@ class SocketServer:
 
     def _leave(self, channel: SocketChannel) -> None:
         with self._lock:
-            self._clients.discard(channel)
+            self._clients.pop(channel, None)
 
     def stop_listening(self) -> None:
         """No new clients."""
@@ -298,5 +311,6 @@ def _connect(label: str, address: UnixAddress | InetAddress) -> AnyChardev:
             connection = socket.create_connection((address.host, address.port))
     except OSError as error:
         raise QmpError(f"Failed to connect to '{address}': {error.strerror or error}") from None
-    kind = "unix" if isinstance(address, UnixAddress) else "tcp"
-    return Chardev(label, f"{kind}:{address}", SocketChannel(connection))
+    channel = SocketChannel(connection)
+    where = f"tcp:{channel.ends}" if channel.ends else f"unix:{address}"
+    return Chardev(label, where, channel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from blocklayer.qmp.chardev import KINDS
 from blocklayer.qmp.context import QUIT, Context
 from blocklayer.qmp.dispatch import version_info
 from blocklayer.qmp.introspect import schema
@@ -50,6 +51,12 @@ def query_status(context: Context, arguments: Nothing) -> Any:
 def query_chardev(context: Context, arguments: Nothing) -> Any:
     """List the character devices."""
     return context.chardevs()
+
+
+@FAMILY.command("query-chardev-backends", Nothing, list[monitor.ChardevBackendInfo])
+def query_chardev_backends(context: Context, arguments: Nothing) -> Any:
+    """List the kinds of character devices that --chardev makes."""
+    return [monitor.ChardevBackendInfo(name=kind) for kind in KINDS]
 
 
 @FAMILY.command("human-monitor-command", monitor.HumanCommand, str)

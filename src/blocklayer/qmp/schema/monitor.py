@@ -64,6 +64,12 @@ class ChardevInfo(Answer, kw_only=True):
     frontend_open: bool
 
 
+class ChardevBackendInfo(Answer, kw_only=True):
+    """A kind of character device."""
+
+    name: str
+
+
 class ObjectDel(Members, kw_only=True):
     """Which object to delete.
 
