@@ -126,6 +126,7 @@ ROOTS = [
     status("j", "null"),
 ]
 
+
 def export(**more: Any) -> Step:
     return step("block-export-add", **{"type": "nbd", "id": "e", "node_name": "n", **more})
 

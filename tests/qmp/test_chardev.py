@@ -86,7 +86,7 @@ def test_sockets_tell_who_is_connected(program: tuple[str, ...], tmp_path: Path)
     """The same with QEMU's daemon: who waits is told from who is used."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    more = ("--chardev", f"socket,id=idle,path={tmp_path}/idle,server=on,wait=off")
+    more: tuple[str, ...] = ("--chardev", f"socket,id=idle,path={tmp_path}/idle,server=on,wait=off")
     more += ("--chardev", f"socket,id=out,host=127.0.0.1,port={port}", "--monitor", "out")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

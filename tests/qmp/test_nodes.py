@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.qmp.daemons import Conversation, conversation
+from tests.qmp.daemons import OURS, QEMUS, Conversation, conversation
 from tests.support import needs
 from tests.support.certificates import make_certificates
 
@@ -189,7 +189,51 @@ def test_the_graph_is_told(talk: Conversation) -> None:
     talk.do("blockdev-add", driver="raw", node_name="r", file="m")
     graph = talk.do("x-debug-query-block-graph")
     numbers = {each["name"]: each["id"] for each in graph["nodes"]}
-    assert {"parent": numbers["r"], "child": numbers["m"], "name": "file"} in graph["edges"]
+    (edge,) = graph["edges"]
+    assert edge == {
+        "parent": numbers["r"],
+        "child": numbers["m"],
+        "name": "file",
+        "perm": [],
+        "shared-perm": ["consistent-read", "write", "resize", "write-unchanged"],
+    }
+
+
+@needs("qemu-storage-daemon", "qemu-img")
+def test_who_uses_whom_is_told_as_by_qemu(tmp_path: Path) -> None:
+    """With chains, images that are only read, and exports; but what exports leave to others."""
+    found = []
+    for program in (OURS, QEMUS):
+        folder = tmp_path / program[-1]
+        folder.mkdir()
+        for line in ("base.raw 1M", "-f qed a.qed 1M", "-f qed -b base.raw -F raw top.qed"):
+            subprocess.run(["qemu-img", "create", "-q", *line.split()], cwd=folder, check=True)
+        with Conversation(folder, program) as each:
+            base = {"driver": "file", "node-name": "bf", "filename": "base.raw"}
+            below = {"driver": "raw", "node-name": "base", "file": base}
+            top = {"driver": "file", "node-name": "topf", "filename": "top.qed"}
+            alone = {"driver": "file", "node-name": "af", "filename": "a.qed"}
+            each.do("blockdev-add", driver="qed", node_name="top", file=top, backing=below)
+            each.do("blockdev-add", driver="qed", node_name="a", file=alone, read_only=True)
+            found.append(edges(each))
+            each.do("nbd-server-start", addr={"type": "unix", "data": {"path": "s"}})
+            each.do("block-export-add", type="nbd", id="e", node_name="top", writable=True)
+            found.append({key: used for key, used in edges(each).items() if key[2] != "root"})
+    assert found[0]["top", "topf", "file"][0] == {"consistent-read", "write", "resize"}
+    assert found[:2] == found[2:]
+
+
+def edges(talk: Conversation) -> dict[tuple[str, str, str], tuple[set[str], set[str]]]:
+    """What is used, and what is left to others, by (parent, child, role)."""
+    graph = talk.do("x-debug-query-block-graph")
+    names = {each["id"]: each["name"] for each in graph["nodes"]}
+    return {
+        (names[edge["parent"]], names[edge["child"]], edge["name"]): (
+            set(edge["perm"]),
+            set(edge["shared-perm"]),
+        )
+        for edge in graph["edges"]
+    }
 
 
 # --- bitmaps --------------------------------------------------------------------------------------

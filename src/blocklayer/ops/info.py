@@ -18,10 +18,17 @@ if TYPE_CHECKING:
     from blocklayer.core.trust import Reach, Trust
 
 
+WITHOUT_FLAGS = ("nbd", "null-aio", "null-co")
+"""Storage of which QEMU tells no dirty flag, unless the format above it has one."""
+
+_COMMON = ("cluster-size", "dirty-flag")
+
+
 class ImageInfo(Record, frozen=True):
     """Facts about an image; sizes in bytes, None for what does not apply.
 
     actual_size            bytes its file takes on the file system
+    dirty_flag             it was not closed in order; None for what is stored in no file
     backing_filename       as stored in the image
     full_backing_filename  as seen from here; None if it cannot be told
     limits                 alignments and largest transfer; zero-ability: native, emulate or none
@@ -33,7 +40,7 @@ class ImageInfo(Record, frozen=True):
     virtual_size: int
     actual_size: int | None = None
     cluster_size: int | None = None
-    dirty_flag: bool = False
+    dirty_flag: bool | None = False
     backing_filename: str | None = None
     full_backing_filename: str | None = None
     backing_format: str | None = None
@@ -173,12 +180,12 @@ def _describe(node: Node, shown: str, trust: Trust | None) -> ImageInfo:
         format=node.driver,
         virtual_size=node.size,
         actual_size=_actual_size(node),
-        cluster_size=specific.pop("cluster-size", None),
-        dirty_flag=specific.pop("dirty-flag", False),
+        cluster_size=specific.get("cluster-size"),
+        dirty_flag=dirty_flag(node, specific),
         backing_filename=backing,
         full_backing_filename=full,
         backing_format=node.backing_format if isinstance(node, FormatNode) else None,
-        format_specific=specific,
+        format_specific={key: specific[key] for key in specific if key not in _COMMON},
         limits=_limits(node),
         reaches=_reaches(node, trust),
     )
@@ -203,8 +210,20 @@ def _limits(node: Node) -> dict[str, Any]:
     }
 
 
+def dirty_flag(node: Node, specific: dict[str, Any]) -> bool | None:
+    """Whether an image says that it was not closed in order; None where there can be none."""
+    flag: bool | None = specific.get("dirty-flag")
+    if flag is None and _storage(node).driver not in WITHOUT_FLAGS:
+        flag = False
+    return flag
+
+
+def _storage(node: Node) -> Node:
+    while below := node.children.get("file") or node.children.get("image"):
+        node = below
+    return node
+
+
 def _actual_size(node: Node) -> int | None:
-    while "file" in node.children:
-        node = node.children["file"]
-    size = node.info().get("actual-size")
+    size = _storage(node).info().get("actual-size")
     return size if isinstance(size, int) else None

@@ -9,11 +9,14 @@ from blocklayer.base.errors import OpenError
 from blocklayer.core.graph_edges import backing_of
 from blocklayer.core.names import backing_path
 from blocklayer.core.node import FormatNode, Node
+from blocklayer.core.permissions import READ, RESIZE, WRITE
+from blocklayer.ops.info import dirty_flag
 from blocklayer.qmp.schema import nodes as schema
 from blocklayer.qmp.types import Family, Nothing
 
 if TYPE_CHECKING:
     from blocklayer.core.graph import Entry, Graph
+    from blocklayer.core.permissions import Use
     from blocklayer.qmp.context import Context
 
 FAMILY = Family("What nodes are")
@@ -68,7 +71,7 @@ def _image_info(node: Node, *, flat: bool) -> schema.ImageInfo:
     return schema.ImageInfo(
         filename=node.filename,
         format=node.driver,
-        dirty_flag=specific.get("dirty-flag", False) if _has_file(node) else None,
+        dirty_flag=dirty_flag(node, specific),
         actual_size=_actual_size(node),
         virtual_size=node.size,
         cluster_size=specific.get("cluster-size"),
@@ -83,10 +86,6 @@ def _storage(node: Node) -> Node:
     while "file" in node.children:
         node = node.children["file"]
     return node
-
-
-def _has_file(node: Node) -> bool:
-    return "actual-size" in _storage(node).info()
 
 
 def _actual_size(node: Node) -> int | None:
@@ -156,18 +155,36 @@ def _graph_info(graph: Graph) -> schema.GraphInfo:
     edges = []
     for entry in graph.named():
         for edge in graph.children(entry.node):
-            edges.append(
-                schema.GraphEdge(
-                    parent=numbers[id(edge.parent)],
-                    child=numbers[id(edge.child)],
-                    name=edge.role,
-                )
+            who = f"node '{entry.name}'"
+            use = next(
+                use for use in graph.uses(edge.child) if (use.who, use.role) == (who, edge.role)
             )
+            edges.append(_edge(numbers[id(edge.parent)], numbers[id(edge.child)], use))
         for disk in entry.disks:
             number = len(nodes) + 1
             kind = "block-job" if "job" in disk.use.who else "block-backend"
             nodes.append(schema.GraphNode(id=number, type=kind, name=disk.use.who))
-            edges.append(
-                schema.GraphEdge(parent=number, child=numbers[id(entry.node)], name=disk.use.role)
-            )
+            edges.append(_edge(number, numbers[id(entry.node)], disk.use))
     return schema.GraphInfo(nodes=nodes, edges=edges)
+
+
+def _edge(parent: int, child: int, use: Use) -> schema.GraphEdge:
+    shares = _permissions(use.shares)
+    if READ in use.shares:  # and then nobody has anything against writes that change nothing
+        shares.append("write-unchanged")
+    return schema.GraphEdge(
+        parent=parent,
+        child=child,
+        name=use.role,
+        perm=_permissions(use.needs),
+        shared_perm=shares,
+    )
+
+
+def _permissions(some: frozenset[str]) -> list[schema.Permission]:
+    words: dict[str, schema.Permission] = {
+        READ: "consistent-read",
+        WRITE: "write",
+        RESIZE: "resize",
+    }
+    return [word for permission, word in words.items() if permission in some]

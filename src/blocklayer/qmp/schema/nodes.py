@@ -11,6 +11,7 @@ from blocklayer.qmp.schema.blockdev import BlockdevRef, Blockdevs
 from blocklayer.qmp.types import Answer, Int, Members, Size, UInt64
 
 Preallocation: TypeAlias = Literal["off", "metadata", "falloc", "full"]
+Permission: TypeAlias = Literal["consistent-read", "write", "write-unchanged", "resize"]
 NewImageMode: TypeAlias = Literal["existing", "absolute-paths"]
 
 
@@ -338,11 +339,13 @@ class GraphNode(Answer, kw_only=True, omit_defaults=False):
 
 
 class GraphEdge(Answer, kw_only=True, omit_defaults=False):
-    """Who uses whom, and as what."""
+    """Who uses whom, and as what; what it does there, and what others may do meanwhile."""
 
     parent: Int
     child: Int
     name: str
+    perm: list[Permission]
+    shared_perm: list[Permission]
 
 
 class GraphInfo(Answer, kw_only=True, omit_defaults=False):
