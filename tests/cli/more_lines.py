@@ -235,6 +235,23 @@ info --image-opts driver=raw,file.filename=data.qed
 info --image-opts driver=qed,file.driver=file,file.filename=data.qed
 info --image-opts driver=qed,file.driver=foo,file.filename=data.qed
 info --image-opts driver=foo,file.filename=data.qed
+info --image-opts driver=file,filename=data.raw,drop-cache=on,aio-max-batch=5
+info --image-opts driver=file,filename=data.raw,x-check-cache-dropped=off
+info --image-opts driver=qed,file.filename=data.qed,file.drop-cache=off,file.locking=off
+info --image-opts driver=file,filename=data.raw,drop-cache=x
+info --image-opts driver=file,filename=data.raw,aio-max-batch=x
+info null-co://
+info null-aio://
+info --output=json null-co://
+info --output=json --image-opts driver=null-aio,size=1M
+info --output=json --image-opts driver=null-co,size=1M,latency-ns=5
+info --image-opts driver=null-co,latency-ns=-1
+info --image-opts driver=blkdebug,image.filename=data.raw,align=513
+info --image-opts driver=blkdebug,image.filename=data.raw,align=2147483648
+info --image-opts driver=blkdebug,image.filename=data.raw,max-transfer=2147483647
+info --image-opts driver=blkdebug,image.filename=data.raw,align=4k,max-write-zero=4097
+info --image-opts driver=blkdebug,image.filename=data.raw,align=4k,opt-write-zero=512
+info --image-opts driver=blkdebug,image.filename=data.raw,max-discard=5,opt-discard=4
 info --image-opts foo=1
 info --image-opts data.qed
 info --image-opts driver=qed

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,33 @@ def test_the_deepest_chain(
     monkeypatch.setattr(module, "CHAIN_DEPTH_MAX", 4)
     with pytest.raises(ChainError, match="deeper than 4 layers"):
         info_chain(layers[-1].path)
+
+
+@pytest.mark.parametrize("options", [{}, {"align": 4096}, {"max-transfer": 65536}])
+def test_filters_are_called_as_they_were_asked_for(options: dict[str, int], tmp_path: Path) -> None:
+    """Also where storage has to be padded, of which nobody has heard."""
+    (tmp_path / "file").write_bytes(bytes(8192))
+    image: dict[str, object] = {"driver": "file", "filename": str(tmp_path / "file")}
+    more = {"max-discard": 8192, "opt-discard": 4096, "max-write-zero": 4096, "opt-write-zero": 0}
+    for name in ("blkdebug", "fault"):
+        tree = {"driver": name, "image": image, **options, **more}
+        assert blocklayer.info(tree).format == name
+        with blocklayer.open(tree, mode="r+") as disk:
+            disk.write_zeroes(1, 8000)
+            disk.discard(0, 8192)
+    for name in ("blkverify", "verify"):
+        tree = {"driver": name, "test": image, "raw": {"driver": "null-co", "size": 8192}}
+        assert blocklayer.info(tree).format == name
+
+
+def test_a_null_image_takes_its_time() -> None:
+    tree: dict[str, object] = {"driver": "null-aio", "size": 4096, "latency-ns": 20_000_000}
+    with blocklayer.open({"driver": "raw", "file": tree}, mode="r+") as disk:
+        for request in (lambda: disk.read(0, 512), lambda: disk.write(0, b"x"), disk.flush):
+            started = time.monotonic()
+            request()
+            assert time.monotonic() - started >= 0.02
+        assert disk.read(0, 1) == b"\0"
 
 
 def test_a_stored_name_may_not_use_filters(tmp_path: Path) -> None:

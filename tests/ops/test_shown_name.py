@@ -31,6 +31,8 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         {"driver": "qed", "file.filename": "image", "file.locking": "off", "file.aio": "threads"},
         {"driver": "qed", "file.filename": "image", "file.node-name": "a", "file.read-only": True},
         {"driver": "qed", "file.filename": "image", "file.cache.no-flush": "on"},
+        {"driver": "file", "filename": "image", "locking": "off", "drop-cache": "on"},
+        {"driver": "raw", "file": {"driver": "file", "filename": "image", "aio-max-batch": 4}},
         'json:{"driver": "qed", "file.filename": "image"}',
         'json:{"driver": "qed", "file": {"driver": "file", "filename": "image"}}',
     ],

@@ -57,6 +57,16 @@ def _merge(branch: OptionTree, name: str, value: object, key: str) -> None:
         branch[name] = value
 
 
+def parse_number(value: object, name: str) -> int:
+    """A whole number, as a number or as text. Raises `InvalidArgument`."""
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return value if isinstance(value, int) else int(value, 0)
+        except ValueError:
+            pass  # it is no number
+    raise InvalidArgument(f"Parameter '{name}' expects a number")
+
+
 def parse_bool(value: object, name: str) -> bool:
     """on/off, yes/no, true/false, y/n as QEMU takes them."""
     if isinstance(value, bool):

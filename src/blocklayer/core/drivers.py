@@ -55,6 +55,7 @@ _MODULES = {
     "memory": "blocklayer.protocols.memory",
     "null": "blocklayer.protocols.null",
     "null-co": "blocklayer.protocols.null",
+    "null-aio": "blocklayer.protocols.null",
     "nbd": "blocklayer.protocols.nbd",
     "raw": "blocklayer.formats.raw",
     "qed": "blocklayer.formats.qed.driver",
@@ -68,6 +69,9 @@ _MODULES = {
     "write_log": "blocklayer.filters.write_log",
     "blklogwrites": "blocklayer.filters.write_log",
 }
+
+TOLD_NAMES = ("blkdebug", "blkverify", "blklogwrites", "null-aio")
+"""Names of QEMU's by which a node is called if it was opened by them: programs look for them."""
 
 _SCHEMES = dict.fromkeys(
     (

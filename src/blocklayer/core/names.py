@@ -27,8 +27,8 @@ def parse_name(name: FilenameLike) -> OptionTree:
         return _parse_json_name(text)
     if text.startswith("file:"):
         return {"file": {"driver": "file", "filename": text[5:]}}
-    if text.startswith("null-co://"):
-        return {"driver": "raw", "file": {"driver": "null"}}
+    if text in ("null-co://", "null-aio://") or text.startswith("null-co://"):
+        return {"driver": "raw", "file": {"driver": text.partition(":")[0]}}
     protocol = drivers.of_scheme(text) if isinstance(name, str) else None
     if protocol is not None:
         return {"file": {"driver": protocol, "filename": text}}

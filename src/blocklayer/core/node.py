@@ -79,7 +79,8 @@ class Limits(Record):
 class Node:
     """Base of all nodes."""
 
-    driver: ClassVar[str] = ""
+    driver: str = ""
+    """What it is called: a driver of several names by the one that it was opened by."""
     size: int
     """Bytes that the node's users see."""
 

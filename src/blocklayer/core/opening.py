@@ -168,7 +168,10 @@ class Opener:
             )
         if driver.kind != drivers.PROTOCOL and "file" not in options and "filename" in options:
             options["file"] = {"driver": "file", "filename": options.pop("filename")}
-        return opener._finish(driver, options, guessed=False)
+        node = opener._finish(driver, options, guessed=False)
+        if name in drivers.TOLD_NAMES:
+            node.driver = str(name)
+        return node
 
     def _with_options(self, options: OptionTree) -> Opener:
         """Take the options that every node has."""

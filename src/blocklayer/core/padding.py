@@ -65,10 +65,9 @@ class Padded(FilterNode):
     padding makes a file longer than anybody asked, and is cut off again.
     """
 
-    driver = "padded"
-
     def __init__(self, child: Node) -> None:
         super().__init__(child)
+        self.driver = child.driver  # nobody has asked for this node
         self._alignment = child.limits.request_alignment
         limit = child.limits.max_transfer or BOUNCE_SIZE
         self._piece_max = max(min(BOUNCE_SIZE, align_down(limit, self._alignment)), self._alignment)

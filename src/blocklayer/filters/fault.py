@@ -50,6 +50,9 @@ from blocklayer.filters.fault_rules import (
     parse_rules,
 )
 
+LIMIT_MAX = 2**31 - 2
+"""Bytes that a limit may say, as in QEMU: less than its largest int."""
+
 
 @dataclass(slots=True)
 class _Break:
@@ -286,14 +289,23 @@ class FaultNode(FilterNode):
         return super().map(offset, length)
 
 
+def _take_limit(options: OptionTree, name: str, unit: int) -> int:
+    """A number of bytes, of whole units; 0 if none is given."""
+    value = parse_size(options.pop(name, 0), name)
+    if value > LIMIT_MAX or value % max(unit, 1):
+        raise InvalidArgument(f"Cannot meet constraints with {name} {value}")
+    return value
+
+
 def _open(opener: Opener, options: OptionTree) -> Node:
     rules = parse_rules(options)
-    align = parse_size(options.pop("align", 0), "align")
-    max_transfer = parse_size(options.pop("max-transfer", 0), "max-transfer")
-    if align & (align - 1) or max_transfer % max(align, 1):
-        raise InvalidArgument(
-            f"Cannot meet constraints with align {align}, max-transfer {max_transfer}"
-        )
+    align = _take_limit(options, "align", 1)
+    if align & (align - 1):
+        raise InvalidArgument(f"Cannot meet constraints with align {align}")
+    max_transfer = _take_limit(options, "max-transfer", align)
+    for operation in ("write-zero", "discard"):  # checked; such requests are passed on as they are
+        best = _take_limit(options, f"opt-{operation}", align)
+        _take_limit(options, f"max-{operation}", max(best, align))
     child = opener.open_child(options, "image" if "image" in options else "file")
     try:
         node = FaultNode(child, rules)

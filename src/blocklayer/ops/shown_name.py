@@ -13,12 +13,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 NOT_CONTENT = {
-    *("read-only", "auto-read-only", "cache", "force-share", "discard", "detect-zeroes"),
-    *("node-name", "backing"),
+    *("read-only", "auto-read-only", "cache", "force-share", "node-name", "backing"),
+    *("discard", "detect-zeroes", "locking", "aio", "aio-max-batch", "drop-cache"),
+    *("x-check-cache-dropped", "latency-ns"),
 }
 """Options that change how an image is opened, and not what its file holds."""
-
-_HOW_FILES_ARE_OPENED = {"driver", "filename", "locking", "aio", *NOT_CONTENT}
 
 
 def shown_name(name: FilenameLike, node: Node) -> str:
@@ -28,13 +27,11 @@ def shown_name(name: FilenameLike, node: Node) -> str:
     if not isinstance(name, dict) and not os.fspath(name).startswith(("file:", "json:")):
         return os.fspath(name)
     tree = {key: value for key, value in parse_name(name).items() if key not in NOT_CONTENT}
-    if "filename" in tree:
-        if tree.get("driver") == "file" and _is_plain(tree):
-            return node.filename
+    if "filename" in tree and tree.get("driver") not in ("file", "host_device"):
         tree["file"] = tree.pop("filename")
-    file = tree.get("file")
+    file = tree.get("file", tree)
     plain = isinstance(file, str) or (isinstance(file, dict) and _is_plain(file))
-    if plain and not tree.keys() - {"driver", "file"}:
+    if plain and (file is tree or not tree.keys() - {"driver", "file"}):
         return node.filename
     import json
 
@@ -49,4 +46,5 @@ def _is_export(tree: dict[str, Any]) -> bool:
 
 
 def _is_plain(file: dict[str, Any]) -> bool:
-    return file.get("driver", "file") == "file" and not file.keys() - _HOW_FILES_ARE_OPENED
+    more = file.keys() - {"driver", "filename"} - NOT_CONTENT
+    return "filename" in file and file.get("driver", "file") == "file" and not more

@@ -15,7 +15,7 @@ import threading
 from blocklayer.base.buffers import Vector, fill_zero, slice_vector, vector_length
 from blocklayer.base.errors import InvalidArgument, IoError, NotSupported, OpenError, ReadOnly
 from blocklayer.base.extent import DATA, ZERO
-from blocklayer.base.options import OptionTree, parse_bool
+from blocklayer.base.options import OptionTree, parse_bool, parse_number
 from blocklayer.base.units import KiB
 from blocklayer.core.beneath import Located
 from blocklayer.core.drivers import PROTOCOL, Driver
@@ -430,6 +430,9 @@ def _open(opener: Opener, options: OptionTree) -> Node:
     aio = options.pop("aio", "threads")
     if aio not in ("threads", "native", "io_uring"):
         raise InvalidArgument(f"Invalid parameter 'aio': '{aio}'")
+    for name in ("drop-cache", "x-check-cache-dropped"):  # of migrations, which there are not
+        parse_bool(options.pop(name, False), name)
+    parse_number(options.pop("aio-max-batch", 0), "aio-max-batch")
     located = options.pop("located", None)
     if located is not None and not isinstance(located, Located):
         raise InvalidArgument("Invalid parameter 'located'")

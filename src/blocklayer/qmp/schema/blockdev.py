@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import UNSET, Meta, UnsetType
 
 from blocklayer.qmp.schema.sockets import SocketAddress
-from blocklayer.qmp.types import Int, Members, UInt32
+from blocklayer.qmp.types import Int, Members, UInt32, UInt64
 
 DetectZeroes: TypeAlias = Literal["off", "on", "unmap"]
 Discard: TypeAlias = Literal["ignore", "unmap"]
@@ -50,14 +50,20 @@ class Blockdev(Members, kw_only=True, tag_field="driver"):
 class File(Blockdev, kw_only=True, tag="file"):
     """A file of the host.
 
-    filename  its path
-    locking   hold QEMU's locks on it
-    aio       accepted; requests are made by threads
+    filename               its path
+    locking                hold QEMU's locks on it
+    aio                    accepted; requests are made by threads
+    aio-max-batch          accepted, likewise
+    drop-cache             accepted: there are no migrations
+    x-check-cache-dropped  accepted, likewise
     """
 
     filename: str
     locking: OnOffAuto | None = None
     aio: Literal["threads", "native", "io_uring"] | None = None
+    aio_max_batch: Int | None = None
+    drop_cache: bool | None = None
+    x_check_cache_dropped: bool | None = None
 
 
 class HostDevice(File, kw_only=True, tag="host_device"):
@@ -68,11 +74,17 @@ class Null(Blockdev, kw_only=True, tag="null-co"):
     """Reads as zeroes, or as anything; forgets what is written.
 
     size         bytes (default: 1 GiB)
-    read-zeroes  reads give zeroes, and not just anything
+    latency-ns   how long a request takes at least, nanoseconds
+    read-zeroes  reads give zeroes (default), and not just anything
     """
 
     size: Int | None = None
+    latency_ns: UInt64 | None = None
     read_zeroes: bool | None = None
+
+
+class NullAio(Null, kw_only=True, tag="null-aio"):
+    """The same as null-co."""
 
 
 class NullShort(Null, kw_only=True, tag="null"):
@@ -151,18 +163,26 @@ class SetState(Members, kw_only=True, rename=None):
 class Blkdebug(Blockdev, kw_only=True, tag="blkdebug"):
     """A filter that makes requests fail by rules.
 
-    image         what requests are passed on to
-    config        a file of rules
-    align         requests must be aligned to this
-    max-transfer  the longest request
-    inject-error  rules that make requests fail
-    set-state     rules that change the state
+    image           what requests are passed on to
+    config          a file of rules
+    align           requests must be aligned to this
+    max-transfer    the longest request
+    opt-write-zero  accepted: zeroing is passed on as it comes
+    max-write-zero  accepted, likewise
+    opt-discard     accepted, likewise
+    max-discard     accepted, likewise
+    inject-error    rules that make requests fail
+    set-state       rules that change the state
     """
 
     image: BlockdevRef
     config: str | None = None
     align: Int | None = None
     max_transfer: UInt32 | None = None
+    opt_write_zero: UInt32 | None = None
+    max_write_zero: UInt32 | None = None
+    opt_discard: UInt32 | None = None
+    max_discard: UInt32 | None = None
     inject_error: list[InjectError] | None = None
     set_state: list[SetState] | None = None
 
@@ -268,6 +288,7 @@ Blockdevs: TypeAlias = (
     | Memory
     | Nbd
     | Null
+    | NullAio
     | NullShort
     | Qed
     | Raw
