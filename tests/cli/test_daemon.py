@@ -193,6 +193,18 @@ def test_help(options: tuple[str, ...], told: str, tmp_path: Path) -> None:
     assert told in output
 
 
+def test_objects_that_are_listed_can_be_defined(tmp_path: Path) -> None:
+    _, output, _ = run(tmp_path, "--object", "help")
+    listed = output.split()[5:]
+    assert {"iothread", "secret", "throttle-group"} <= set(listed)
+    for kind in listed:
+        _, _, errors = run(tmp_path, "--object", f"{kind},id=o,foo=1")
+        assert "does not accept value" not in errors
+    code, _, errors = run(tmp_path, "--object", "main-loop,id=o")
+    assert code == 1
+    assert errors.endswith("Parameter 'qom-type' does not accept value 'main-loop'\n")
+
+
 def test_pairs_and_trees_of_options() -> None:
     assert keyval("raw,file.driver=file,file.filename=a,,b", "driver") == {
         "driver": "raw",

@@ -56,7 +56,8 @@ def descriptors() -> int:
         (Path("odd:name"), {"file": {"driver": "file", "filename": "odd:name"}}),
         ("./odd:name", {"file": {"driver": "file", "filename": "./odd:name"}}),
         ("c:x", {"file": {"driver": "file", "filename": "c:x"}}),
-        ("null-co://", {"driver": "raw", "file": {"driver": "null"}}),
+        ("null-co://", {"driver": "raw", "file": {"driver": "null-co"}}),
+        ("null-aio://", {"driver": "raw", "file": {"driver": "null-aio"}}),
         (
             'json:{"driver": "qed", "file.filename": "x"}',
             {"driver": "qed", "file": {"filename": "x"}},

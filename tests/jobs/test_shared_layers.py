@@ -200,5 +200,5 @@ def test_into_the_own_backing_image(layers: Layers) -> None:
             layers.graph, layers.here.jobs, device="s", target="a", sync="full", job_id="j"
         )
     )
-    assert words.startswith("Permission conflict on node 'a': permissions 'consistent read' are")
+    assert words == "Node 'a' is busy: node is used as backing hd of 'b'"
     assert not layers.here.jobs.all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.qmp.job_scripts import mirror, qed, raw, status, wait
-from tests.qmp.scripts import Step, file, null, step, unix
+from tests.qmp.scripts import NODES, Step, file, null, step, unix
 
 STOPPED = "BLOCK_JOB_ERROR"
 
@@ -148,7 +148,34 @@ IOTHREADS = [
     step("query-block-exports"),
 ]
 
+
+def blkdebug(**more: Any) -> Step:
+    return step("blockdev-add", driver="blkdebug", node_name="b", image="n", **more)
+
+
+OPTIONS = [
+    null("n", latency_ns=0),
+    step("blockdev-add", driver="null-aio", node_name="a", size=1 << 20, latency_ns=5),
+    step("blockdev-add", driver="null-co", node_name="z", latency_ns=-5),
+    step("blockdev-add", driver="null-co", node_name="z", latency_ns=1 << 64),
+    step("blockdev-add", driver="null-co", node_name="z", latency_ns="5"),
+    blkdebug(align=513),
+    blkdebug(align=512, max_transfer=513),
+    blkdebug(align=512, opt_write_zero=3),
+    blkdebug(opt_discard=4, max_discard=6),
+    blkdebug(max_write_zero=(1 << 31) - 1),
+    step(
+        "blockdev-add",
+        **file("v.raw", "v", **{"drop-cache": False, "aio-max-batch": 4}),
+        x_check_cache_dropped=True,
+    ),
+    step("blockdev-add", **file("u.raw", "u", **{"drop-cache": 1})),
+    NODES,
+    blkdebug(align=512, max_transfer=4096, opt_discard=4096, max_discard=8192),
+]
+
 DETAIL_SCRIPTS = {
+    "options": OPTIONS,
     "iothreads": IOTHREADS,
     "roots": ROOTS,
     "limits of backups": BACKUP_LIMITS,

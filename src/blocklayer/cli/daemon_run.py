@@ -14,7 +14,6 @@ from blocklayer.cli.failures import Failure
 from blocklayer.cli.output import complain
 from blocklayer.cli.parsing import Arguments
 from blocklayer.cli.pid_file import pid_file
-from blocklayer.core import objects
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -82,8 +81,6 @@ def _stopped_by_signals(daemon: Daemon) -> Iterator[None]:
 
 def _carry_out(daemon: Daemon, arguments: Arguments, background: bool) -> None:
     """All options in the order they were given. Raises `Failure`."""
-    for name in objects.names():  # defined when the line was read; now each in its turn
-        objects.forget(name)
     values = {key: iter(arguments.all(key)) for key in set(arguments.order)}
     for key in arguments.order:
         text = next(values[key])

@@ -177,7 +177,7 @@ def _run_command(name: str, argv: list[str], traces: list[str]) -> int:
 
         print(command_help(command))
         return 0
-    if "object" in arguments:
+    if "object" in arguments and name != "daemon":  # which defines each in its turn
         from blocklayer.cli.objects import check_objects, list_objects
 
         kinds = list_objects(arguments.all("object"))

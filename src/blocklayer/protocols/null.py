@@ -71,7 +71,7 @@ def _open(opener: Opener, options: OptionTree) -> Node:
     size = parse_size(options.pop("size", GiB))
     read_zeroes = parse_bool(options.pop("read-zeroes", True), "read-zeroes")
     latency = parse_number(options.pop("latency-ns", 0), "latency-ns")
-    if latency < 0:
+    if not 0 <= latency < 1 << 63:  # QMP hands over the bits of a negative number
         raise InvalidArgument("latency-ns is invalid")
     read_only = opener.flags.read_only
     return NullNode(size, read_zeroes=read_zeroes, read_only=read_only, latency=latency)
