@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from blocklayer.base.buffers import Vector, vector_length
 from blocklayer.base.errors import BlocklayerError
 from blocklayer.base.units import KiB, MiB
+from blocklayer.core.filter import FilterNode
+from blocklayer.core.node import Node
 from blocklayer.jobs import backup
 from blocklayer.jobs.backup import BackupJob
 from blocklayer.jobs.errors import WrongState
@@ -233,3 +236,56 @@ def test_refusals(options: dict[str, Any], words: str) -> None:
         assert here.jobs.all() == []
         names = [name for name in here.graph.names if name[0] != "#"]
         assert names == ["src", "dst", "small"]
+
+
+class Watched(FilterNode):
+    """Notes how long reads are, and how many there are at a time."""
+
+    def __init__(self, child: Node) -> None:
+        super().__init__(child)
+        self.longest = self.most = self._now = 0
+        self._lock = threading.Lock()
+
+    def readv(self, offset: int, vector: Vector) -> None:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            self.longest = max(self.longest, vector_length(vector))
+        threading.Event().wait(0.002)
+        super().readv(offset, vector)
+        with self._lock:
+            self._now -= 1
+
+
+@pytest.mark.parametrize(
+    ("perf", "most", "longest"),
+    [
+        ({"max-workers": 1, "max-chunk": 64 * KiB}, 1, 64 * KiB),
+        ({"max-workers": 2**31 - 1, "max-chunk": 128 * KiB}, 4, 128 * KiB),
+        ({"max-workers": 1, "max-chunk": 0}, 1, 2 * MiB),
+        ({}, 4, 2 * MiB),
+    ],
+)
+def test_limits_of_requests_are_kept(perf: dict[str, int], most: int, longest: int) -> None:
+    with stage() as here:
+        source, target = MemoryNode(8 * MiB), MemoryNode(8 * MiB)
+        source.writev(0, [memoryview(random.Random(1).randbytes(8 * MiB))])
+        watched = Watched(source)
+        here.put("src", watched)
+        here.put("dst", target)
+        job = backup.start(
+            here.graph,
+            here.jobs,
+            device="src",
+            target="dst",
+            sync="full",
+            job_id="b",
+            x_perf=perf,
+        )
+        wait_end(job)
+        assert job.error is None
+        assert content(target) == content(source)
+        assert watched.most <= most
+        assert watched.longest <= longest
+        if perf.get("max-chunk"):
+            assert watched.longest == longest
