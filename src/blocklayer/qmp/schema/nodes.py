@@ -120,7 +120,7 @@ class AmendOptions(Members, kw_only=True):
 
     driver: Literal[
         "blkdebug", "blklogwrites", "blkverify", "copy-on-read", "file", "host_device", "nbd",
-        "null-co", "qed", "raw", "throttle",
+        "null-aio", "null-co", "qed", "raw", "throttle",
     ]  # fmt: skip
 
 
