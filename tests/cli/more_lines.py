@@ -1497,6 +1497,20 @@ IMG_DIFFERENCES = {
         ),
     ),
     "create -f qed -q -o help": Difference(_HELP, stdout=_QED_HELP),
+    "commit --drop over.qed": Difference(
+        "all options have long names",
+        code=0,
+        stdout="Image committed.\n",
+        complaint="",
+        files=("data.qed",),
+    ),
+    "compare --strict data.qed data.qed": Difference(
+        "all options have long names", code=0, stdout="Images are identical.\n", complaint=""
+    ),
+    "snapshot -f qed -l data.qed": Difference("newer QEMUs have it", code=0, complaint=""),
+    "rebase -c -b data.qed -F qed over.qed": Difference(
+        "newer QEMUs have it", complaint="TOOL: Compression not supported for this file format"
+    ),
     "create --quiet new.raw 1M": Difference(
         "all options have long names", code=0, complaint="", files=("new.raw",)
     ),

@@ -130,7 +130,7 @@ def test_what_is_too_large(text: str) -> None:
 
 
 def arguments_with(*values: str) -> Arguments:
-    return Arguments([("o", value) for value in values], [])
+    return Arguments([("options", value) for value in values], [])
 
 
 def test_create_options_accumulate() -> None:

@@ -23,7 +23,10 @@ from blocklayer.cli.main import main
             "convert --target a b",
             [
                 "blk: unrecognized option '--target'",
-                "It may be '--target-is-zero' or '--target-image-opts'.",
+                (
+                    "It may be '--target-format', '--target-format-options', '--target-is-zero',"
+                    " '--target-image-opts' or '--target-cache'."
+                ),
             ],
         ),
         (

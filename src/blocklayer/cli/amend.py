@@ -28,9 +28,13 @@ COMMAND = Command(
     "-o OPTIONS FILE",
     "Change options that an image was created with, for formats that can change them.",
     (
-        Option("-o", "OPTIONS", "the options: name=value,...; 'help' lists those of the format"),
+        Option(
+            "-o --options",
+            "OPTIONS",
+            "the options: name=value,...; 'help' lists those of the format",
+        ),
         FORMAT,
-        Option("-t", "CACHE", "cache mode (default writeback)"),
+        Option("-t --cache", "CACHE", "cache mode (default writeback)"),
         Option("--force", "", "allow what is unsafe"),
         OUTPUT,
         PROGRESS,
@@ -46,14 +50,14 @@ COMMAND = Command(
 def run(arguments: Arguments) -> int:
     """The command."""
     options = create_options(arguments)
-    if "o" not in arguments:
+    if "options" not in arguments:
         raise UsageError("Must specify options (-o)")
     with Running(arguments):
         if options is None and "format" in arguments and not arguments.names:
             _help(arguments.last("format"))
             return 0
         name, format_name = one_image(arguments)
-        cache = cache_name(arguments, "t", "writeback")
+        cache = cache_name(arguments, "cache", "writeback")
         trust = trust_argument(arguments)
         if options is None:
             from blocklayer.ops.info import info

@@ -37,19 +37,23 @@ COMMAND = Command(
     "Send many requests of one kind, and tell how long it took. Writing destroys the content.",
     (
         Option("-f --format", "FMT", "format of the image; found by its signature if not given"),
-        Option("-c", "COUNT", "how many requests (default 75000)"),
-        Option("-d", "DEPTH", "how many at a time (default 64)"),
-        Option("-o", "OFFSET", "of the first request (default 0)"),
-        Option("-s", "SIZE", "bytes in a request (default 4096)"),
-        Option("-S", "SIZE", "bytes from one request to the next (default: bytes in a request)"),
-        Option("-w", "", "write instead of reading"),
+        Option("-c --count", "COUNT", "how many requests (default 75000)"),
+        Option("-d --depth", "DEPTH", "how many at a time (default 64)"),
+        Option("-o --offset", "OFFSET", "of the first request (default 0)"),
+        Option("-s --buffer-size", "SIZE", "bytes in a request (default 4096)"),
+        Option(
+            "-S --step-size",
+            "SIZE",
+            "bytes from one request to the next (default: bytes in a request)",
+        ),
+        Option("-w --write", "", "write instead of reading"),
         Option("--pattern", "BYTE", "what to write (default 0)"),
         Option("--flush-interval", "COUNT", "flush after so many writes (default: never)"),
         Option("--no-drain", "", "do not wait for writes in flight before flushing"),
-        Option("-t", "CACHE", "cache mode (default writeback)"),
-        Option("-n", "", "kernel AIO (accepted; needs -t none, as everywhere)"),
+        Option("-t --cache", "CACHE", "cache mode (default writeback)"),
+        Option("-n --native", "", "kernel AIO (accepted; needs -t none, as everywhere)"),
         Option(
-            "-i",
+            "-i --aio",
             "MODE",
             "AIO mode: threads, native or io_uring (accepted)",
             choices=("threads", "native", "io_uring"),
@@ -116,22 +120,22 @@ def _members(plan: BenchPlan, seconds: float) -> dict[str, Any]:
 def _plan(arguments: Arguments) -> BenchPlan:
     from blocklayer.ops.bench import BenchPlan
 
-    for key, what in (("c", "request count"), ("d", "queue depth")):
+    for key, what in (("count", "request count"), ("depth", "queue depth")):
         for text in arguments.all(key):  # those that do not count must be right, too
             integer_argument(text, what)
-    size = size_argument(arguments.last("s", "4096"), "buffer size", most=INT32_MAX)
-    step = size_argument(arguments.last("S", "0"), "step_size", most=INT32_MAX)
+    size = size_argument(arguments.last("buffer-size", "4096"), "buffer size", most=INT32_MAX)
+    step = size_argument(arguments.last("step-size", "0"), "step_size", most=INT32_MAX)
     plan = BenchPlan(
-        count=integer_argument(arguments.last("c", "75000"), "request count"),
-        depth=integer_argument(arguments.last("d", "64"), "queue depth"),
-        offset=size_argument(arguments.last("o", "0"), "offset"),
+        count=integer_argument(arguments.last("count", "75000"), "request count"),
+        depth=integer_argument(arguments.last("depth", "64"), "queue depth"),
+        offset=size_argument(arguments.last("offset", "0"), "offset"),
         size=size,
         step=step or size,
-        write="w" in arguments,
+        write="write" in arguments,
         pattern=integer_argument(arguments.last("pattern", "0"), "pattern byte", most=0xFF),
         flush_interval=integer_argument(arguments.last("flush-interval", "0"), "flush interval"),
         drain="no-drain" not in arguments,
-        threads=DIRECT_THREADS if arguments.last("t") in DIRECT_MODES else 1,
+        threads=DIRECT_THREADS if arguments.last("cache") in DIRECT_MODES else 1,
     )
     if not plan.depth:
         raise Failure("Invalid queue depth specified")
@@ -147,9 +151,9 @@ def _plan(arguments: Arguments) -> BenchPlan:
 def _check_modes(arguments: Arguments) -> None:
     from blocklayer.core.opening import CACHE_MODES
 
-    if arguments.last("t", "writeback") not in CACHE_MODES:
+    if arguments.last("cache", "writeback") not in CACHE_MODES:
         raise Failure("Invalid cache mode")
-    aio = arguments.last("i", "threads")
+    aio = arguments.last("aio", "threads")
     if aio not in AIO_MODES:
         raise Failure(f"Invalid aio option: {aio}")
 
@@ -159,8 +163,8 @@ def _open(arguments: Arguments, plan: BenchPlan) -> Disk:
 
     name, format_name = one_image(arguments)
     shown = arguments.names[0]
-    cache = arguments.last("t", "writeback")
-    native = "n" in arguments or arguments.last("i") == "native"
+    cache = arguments.last("cache", "writeback")
+    native = "native" in arguments or arguments.last("aio") == "native"
     if native and cache not in DIRECT_MODES:
         raise Failure(
             f"Could not open '{shown}': aio=native was specified, but it requires"

@@ -33,7 +33,7 @@ COMMAND = Command(
         Option("-g --granularity", "SIZE", "with --add: bytes that a bit stands for"),
         Option("-b --source-file", "FILE", "with --merge: the image that has the other bitmap"),
         Option("-F --source-format", "FMT", "format of that image"),
-        Option("-f", "FMT", "format of the image; found by its signature if not given"),
+        Option("-f --format", "FMT", "format of the image; found by its signature if not given"),
         OUTPUT,
         IMAGE_OPTS,
         UNTRUSTED,
@@ -53,7 +53,7 @@ def run(arguments: Arguments) -> int:
     actions = [key for key in arguments.order if key in ACTIONS]
     _check(arguments, actions)
     filename, bitmap = arguments.names
-    format_name = arguments.optional("f")
+    format_name = arguments.optional("format")
     name = image_name(arguments, filename)
     wants_json(arguments)
     change_bitmap(
@@ -85,5 +85,5 @@ def _check(arguments: Arguments, actions: list[str]) -> None:
             raise Failure(message)
     if len(arguments.names) != 2:
         raise Failure("Expecting filename and bitmap name")
-    if "image-opts" in arguments and "f" in arguments:
+    if "image-opts" in arguments and "format" in arguments:
         raise Failure("--image-opts and --format are mutually exclusive")

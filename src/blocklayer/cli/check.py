@@ -51,7 +51,7 @@ COMMAND = Command(
         Option("--force", "", "with -r all: also where nearly everything is wrong"),
         Option("--all-problems", "", "list all problems, however many; with JSON, too"),
         LONG_PROGRESS,
-        Option("-T", "CACHE", "cache mode (default writeback)"),
+        Option("-T --cache", "CACHE", "cache mode (default writeback)"),
         QUIET,
         IMAGE_OPTS,
         FORCE_SHARE,
@@ -115,7 +115,7 @@ def run(arguments: Arguments) -> int:
         raise UsageError("--force is for repairs: give -r all as well")
     image = one_image(arguments)
     as_json = wants_json(arguments)
-    cache = cache_name(arguments, "T", "writeback", what="source ")
+    cache = cache_name(arguments, "cache", "writeback", what="source ")
     quiet = "quiet" in arguments
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's linear algebra is not used here
     result = _check(arguments, image, repair, cache)

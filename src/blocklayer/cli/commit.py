@@ -29,9 +29,9 @@ COMMAND = Command(
     (
         FORMAT,
         Option("-b --base", "FILE", "commit into this image further down; leaves the overlay"),
-        Option("-d", "", "leave the overlay as it is"),
-        Option("-r", "RATE", "at most so many bytes a second"),
-        Option("-t", "CACHE", "cache mode (default writeback)"),
+        Option("-d --drop", "", "leave the overlay as it is"),
+        Option("-r --rate-limit", "RATE", "at most so many bytes a second"),
+        Option("-t --cache", "CACHE", "cache mode (default writeback)"),
         OUTPUT,
         PROGRESS,
         QUIET,
@@ -55,16 +55,16 @@ def run(arguments: Arguments) -> int:
     """The command."""
     from blocklayer.ops.commit import commit
 
-    rate_limit = size_argument(arguments.last("r", "0"), "rate limit")
+    rate_limit = size_argument(arguments.last("rate-limit", "0"), "rate limit")
     name, format_name = one_image(arguments)
-    cache = cache_name(arguments, "t", "writeback")
+    cache = cache_name(arguments, "cache", "writeback")
     base = arguments.optional("base")
     with Running(arguments) as running:
         target = commit(
             name,
             format=format_name,
             base=base,
-            keep="d" in arguments or base is not None,
+            keep="drop" in arguments or base is not None,
             cache=cache,
             rate_limit=rate_limit,
             trust=trust_argument(arguments),

@@ -44,10 +44,10 @@ COMMAND = Command(
     "FILE1 FILE2",
     "Tell whether two images show the same disk. Exit code: 0 they do, 1 they differ.",
     (
-        Option("-f --format", "FMT", "format of the first image"),
-        Option("-F", "FMT", "format of the second image"),
-        Option("-s", "", "strict: sizes and allocation must be the same, too"),
-        Option("-T", "CACHE", "cache mode (default writeback)"),
+        Option("-f --a-format --format", "FMT", "format of the first image", key="format"),
+        Option("-F --b-format", "FMT", "format of the second image"),
+        Option("-s --strict", "", "strict: sizes and allocation must be the same, too"),
+        Option("-T --cache", "CACHE", "cache mode (default writeback)"),
         OUTPUT,
         PROGRESS,
         QUIET,
@@ -84,12 +84,12 @@ def run(arguments: Arguments) -> int:
 
     if len(arguments.names) != 2:
         raise UsageError("Expecting two image file names")
-    cache = cache_name(arguments, "T", "writeback", what="source ", code=CANNOT_OPEN)
+    cache = cache_name(arguments, "cache", "writeback", what="source ", code=CANNOT_OPEN)
     first, second = arguments.names
-    strict = "s" in arguments
+    strict = "strict" in arguments
     with (
         _open(arguments, first, arguments.optional("format"), cache) as one,
-        _open(arguments, second, arguments.optional("F"), cache) as two,
+        _open(arguments, second, arguments.optional("b-format"), cache) as two,
     ):
         try:
             with Running(arguments) as running:

@@ -11,7 +11,6 @@ from blocklayer.cli.output import print_result, warn
 from blocklayer.cli.parsing import (
     ALLOW,
     FORCE_SHARE,
-    FORMAT,
     IMAGE_OPTS,
     OUTPUT,
     PROGRESS,
@@ -38,28 +37,52 @@ COMMAND = Command(
     "FILE [FILE2 ...] TARGET",
     "Copy an image, or several one after the other, into a new image. Zeroes are not stored.",
     (
-        FORMAT,
-        Option("-O", "FMT", "format of the target (default raw)"),
-        Option("-o", "OPTIONS", "options of the target: name=value,...; 'help' lists them"),
-        Option("-B --backing", "FILE", "backing file of the target: only differences are stored"),
+        Option(
+            "-f --source-format --format",
+            "FMT",
+            "format of the images; found by its signature if not given",
+            key="format",
+        ),
+        Option("-O --target-format", "FMT", "format of the target (default raw)"),
+        Option(
+            "-o --target-format-options",
+            "OPTIONS",
+            "options of the target: name=value,...; 'help' lists them",
+            key="options",
+        ),
+        Option(
+            "-b -B --backing", "FILE", "backing file of the target: only differences are stored"
+        ),
         Option("-F --backing-format", "FMT", "format of that backing file"),
-        Option("-n", "", "write into a target that exists"),
+        Option("-n --no-create", "", "write into a target that exists"),
         Option("--target-is-zero", "", "with -n: the target reads as zeroes everywhere"),
         Option("--target-image-opts", "", "with -n: the target is named by options"),
-        Option("-c", "", "compress"),
-        Option("-C", "", "copy offload (accepted; copies are read and written)"),
-        Option("-l", "SNAPSHOT", "copy a snapshot of the image"),
-        Option("-S", "SIZE", "how many zero bytes in a row become a hole (default 4k; 0: none)"),
-        Option("-m", "NUMBER", "requests at a time, 1 to 16 (accepted; the engine chooses)"),
-        Option("-W", "", "allow writing out of order (accepted; the engine chooses)"),
-        Option("-r", "RATE", "at most so many bytes a second"),
+        Option("-c --compress", "", "compress"),
+        Option(
+            "-C --copy-range-offloading",
+            "",
+            "copy offload (accepted; copies are read and written)",
+        ),
+        Option("-l --snapshot", "SNAPSHOT", "copy a snapshot of the image"),
+        Option(
+            "-S --sparse-size",
+            "SIZE",
+            "how many zero bytes in a row become a hole (default 4k; 0: none)",
+        ),
+        Option(
+            "-m --parallel",
+            "NUMBER",
+            "requests at a time, 1 to 16 (accepted; the engine chooses)",
+        ),
+        Option("-W --oob-writes", "", "allow writing out of order (accepted; the engine chooses)"),
+        Option("-r --rate-limit", "RATE", "at most so many bytes a second"),
         Option("--salvage", "", "take what cannot be read as zeroes"),
         Option("--verify", "", "read back what was written and compare it with the source"),
         Option("--resume", "", "keep what is copied if interrupted, and go on with it if there"),
         Option("--bitmaps", "", "copy persistent bitmaps, too"),
         Option("--skip-broken-bitmaps", "", "with --bitmaps: leave inconsistent ones out"),
-        Option("-t", "CACHE", "cache mode of the target (default unsafe)"),
-        Option("-T", "CACHE", "cache mode of the source (default writeback)"),
+        Option("-t --target-cache", "CACHE", "cache mode of the target (default unsafe)"),
+        Option("-T --source-cache", "CACHE", "cache mode of the source (default writeback)"),
         OUTPUT,
         PROGRESS,
         QUIET,
@@ -99,24 +122,28 @@ def run(arguments: Arguments) -> int:
         from blocklayer.cli.create import options_help
 
         names = arguments.names
-        print(options_help(arguments.last("O", "raw"), names[-1] if len(names) > 1 else None))
+        print(
+            options_help(
+                arguments.last("target-format", "raw"), names[-1] if len(names) > 1 else None
+            )
+        )
         return 0
     sparse_size = _sparse_size(arguments)
     _check_workers(arguments)
-    rate_limit = size_argument(arguments.last("r", "0"), "rate limit")
+    rate_limit = size_argument(arguments.last("rate-limit", "0"), "rate limit")
     _check_combinations(arguments)
     if len(arguments.names) < 2:
         raise Failure("Must specify image file name")
-    if "target-image-opts" in arguments and "O" in arguments:
+    if "target-image-opts" in arguments and "target-format" in arguments:
         raise Failure("--image-opts and --format are mutually exclusive")
     *sources, target = arguments.names
     _refuse_what_no_format_can(arguments, sources)
-    cache = cache_name(arguments, "t", "unsafe")
-    source_cache = cache_name(arguments, "T", "writeback", what="source ")
+    cache = cache_name(arguments, "target-cache", "unsafe")
+    source_cache = cache_name(arguments, "source-cache", "writeback", what="source ")
     by_options = "target-image-opts" in arguments
     if "n" not in arguments:
         check_target(target)
-    target_format = None if by_options else arguments.last("O", "raw")
+    target_format = None if by_options else arguments.last("target-format", "raw")
     check_sizes(target_format or "", options)
     _add_backing(arguments, options)
     if options.get("backing_file") and len(sources) > 1:
@@ -132,7 +159,7 @@ def run(arguments: Arguments) -> int:
                 source_format=arguments.optional("format"),
                 format=target_format,
                 options=options,
-                create="n" not in arguments,
+                create="no-create" not in arguments,
                 target_is_zero="target-is-zero" in arguments,
                 sparse_size=sparse_size,
                 cache=cache,
@@ -169,9 +196,9 @@ def _members(result: ConvertResult, target: str) -> dict[str, Any]:
 
 
 def _sparse_size(arguments: Arguments) -> int:
-    if "S" not in arguments:
+    if "sparse-size" not in arguments:
         return DEFAULT_SPARSE_SIZE
-    size = size_argument(arguments.last("S"), "buffer size for sparse output")
+    size = size_argument(arguments.last("sparse-size"), "buffer size for sparse output")
     if size % 512 or size > SPARSE_SIZE_MAX:
         raise Failure(
             "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512"
@@ -183,7 +210,7 @@ def _sparse_size(arguments: Arguments) -> int:
 
 def _check_workers(arguments: Arguments) -> None:
     try:
-        count = integer_argument(arguments.last("m", "8"), "number of coroutines")
+        count = integer_argument(arguments.last("parallel", "8"), "number of coroutines")
     except Failure:
         count = 0
     if not 1 <= count <= WORKERS_MAX:
@@ -197,22 +224,32 @@ def _check_combinations(arguments: Arguments) -> None:
     """Options that contradict each other, or need each other, in QEMU's order."""
     for option, other, needed, message in (
         ("skip-broken-bitmaps", "bitmaps", True, "Use of --skip-broken-bitmaps requires --bitmaps"),
-        ("C", "c", False, "Cannot enable copy offloading when -c is used"),
-        ("C", "S", False, "Cannot enable copy offloading when -S is used"),
-        ("C", "salvage", False, "Cannot use copy offloading in salvaging mode"),
-        ("target-image-opts", "n", True, "--target-image-opts requires use of -n flag"),
-        ("target-is-zero", "n", True, "--target-is-zero requires use of -n flag"),
-        ("n", "o", False, "-o has no effect when skipping image creation"),
+        (
+            "copy-range-offloading",
+            "compress",
+            False,
+            "Cannot enable copy offloading when -c is used",
+        ),
+        (
+            "copy-range-offloading",
+            "sparse-size",
+            False,
+            "Cannot enable copy offloading when -S is used",
+        ),
+        ("copy-range-offloading", "salvage", False, "Cannot use copy offloading in salvaging mode"),
+        ("target-image-opts", "no-create", True, "--target-image-opts requires use of -n flag"),
+        ("target-is-zero", "no-create", True, "--target-is-zero requires use of -n flag"),
+        ("no-create", "options", False, "-o has no effect when skipping image creation"),
     ):
         if option in arguments and (other in arguments) != needed:
             raise Failure(message)
 
 
 def _refuse_what_no_format_can(arguments: Arguments, sources: list[str]) -> None:
-    if "l" in arguments:
+    if "snapshot" in arguments:
         refuse_snapshot(arguments, sources)
     for key, message in (
-        ("c", "Compression not supported for this file format"),
+        ("compress", "Compression not supported for this file format"),
         ("bitmaps", "Source lacks bitmap support"),
     ):
         if key in arguments:
@@ -226,6 +263,6 @@ def _add_backing(arguments: Arguments, options: dict[str, Any]) -> None:
             options[option] = arguments.last(key)
     if "backing" in arguments and "target-is-zero" in arguments:
         raise Failure("Cannot use --target-is-zero when the destination image has a backing file")
-    explicit = options.get("backing_fmt") or "n" in arguments  # nothing is made with it
+    explicit = options.get("backing_fmt") or "no-create" in arguments  # nothing is made with it
     if options.get("backing_file") is not None and not explicit:
         raise Failure("Use of backing file requires explicit backing format")

@@ -33,9 +33,11 @@ COMMAND = Command(
     (
         Option("-f --format", "FMT", "format of the new image (default raw)"),
         Option("-b --backing", "FILE", "image that shows where the new one holds nothing"),
-        Option("-F --backing-format", "FMT", "format of the backing file"),
-        Option("-u", "", "do not look whether the backing file is there"),
-        Option("-o", "OPTIONS", "options of the format: name=value,...; 'help' lists them"),
+        Option("-F -B --backing-format", "FMT", "format of the backing file"),
+        Option("-u --backing-unsafe", "", "do not look whether the backing file is there"),
+        Option(
+            "-o --options", "OPTIONS", "options of the format: name=value,...; 'help' lists them"
+        ),
         OUTPUT,
         QUIET,
         UNTRUSTED,
@@ -112,14 +114,16 @@ def _create(
     if backing == "":
         raise Failure("Expected backing file name, got empty string")
     if backing is not None and backing_format is None:
-        _refuse_to_guess(filename, backing, look=not {"u", "untrusted"} & {*arguments.order})
+        _refuse_to_guess(
+            filename, backing, look=not {"backing-unsafe", "untrusted"} & {*arguments.order}
+        )
     return create(
         filename,
         format=format_name,
         size=size,
         backing=backing,
         backing_format=backing_format,
-        check_backing="u" not in arguments,
+        check_backing="backing-unsafe" not in arguments,
         trust=trust_argument(arguments),
         **options,
     )

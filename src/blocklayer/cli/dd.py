@@ -31,8 +31,8 @@ COMMAND = Command(
     "[bs=BYTES] [count=BLOCKS] [skip=BLOCKS] if=FILE of=TARGET",
     "Copy a part of a disk into a new image: COUNT blocks of BS bytes (512), after SKIP others.",
     (
-        Option("-f", "FMT", "format of the image; found by its signature if not given"),
-        Option("-O", "FMT", "format of the target (default raw)"),
+        Option("-f --format", "FMT", "format of the image; found by its signature if not given"),
+        Option("-O --output-format", "FMT", "format of the target (default raw)"),
         OUTPUT,
         LONG_PROGRESS,
         IMAGE_OPTS,
@@ -59,7 +59,7 @@ def run(arguments: Arguments) -> int:
     operands = _operands(arguments.names)
     if "if" not in operands or "of" not in operands:
         raise Failure("Must specify both input and output files")
-    if "image-opts" in arguments and "f" in arguments:
+    if "image-opts" in arguments and "format" in arguments:
         raise Failure("--image-opts and --format are mutually exclusive")
     result = _copy(arguments, operands)
     if result.skipped_all:
@@ -96,8 +96,8 @@ def _copy(arguments: Arguments, operands: dict[str, str]) -> DdResult:
             return dd(
                 image_name(arguments, operands["if"]),
                 operands["of"],
-                source_format=arguments.optional("f"),
-                format=arguments.last("O", "raw"),
+                source_format=arguments.optional("format"),
+                format=arguments.last("output-format", "raw"),
                 block_size=numbers.get("bs", 512),
                 count=numbers.get("count"),
                 skip=_number("skip", operands.get("skip", "0")),

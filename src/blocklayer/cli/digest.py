@@ -33,8 +33,8 @@ COMMAND = Command(
         OUTPUT,
         Option("--algorithm", "NAME", "hash function, as Python's hashlib names it: sha256"),
         Option("--flat", "", "hash all bytes in a row, as sha256sum does with a raw image"),
-        Option("-m", "NUMBER", "threads, 1 to 64 (default: one a processor, at most 8)"),
-        Option("-T", "CACHE", "cache mode (default writeback)"),
+        Option("-m --parallel", "NUMBER", "threads, 1 to 64 (default: one a processor, at most 8)"),
+        Option("-T --cache", "CACHE", "cache mode (default writeback)"),
         PROGRESS,
         QUIET,
         IMAGE_OPTS,
@@ -69,7 +69,7 @@ def run(arguments: Arguments) -> int:
             algorithm=arguments.last("algorithm", "sha256"),
             flat="flat" in arguments,
             threads=_threads(arguments),
-            cache=cache_name(arguments, "T", "writeback", what="source "),
+            cache=cache_name(arguments, "cache", "writeback", what="source "),
             force_share="force-share" in arguments,
             trust=trust_argument(arguments),
             progress=running.report,
@@ -84,7 +84,7 @@ def run(arguments: Arguments) -> int:
 
 
 def _threads(arguments: Arguments) -> int | None:
-    text = arguments.optional("m")
+    text = arguments.optional("parallel")
     if text is None:
         return None
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= THREADS_MAX:

@@ -14,13 +14,27 @@ from collections.abc import Iterable, Sequence
 class Option:
     """An option: its spellings (`-f --format`), what its value is called (nothing: it has none).
 
+    The first letter and the first long name are those it is known by; there may be others.
+
     choices    all values there are; of other values, their name tells completion what they are:
                FILE, FMT (a format), CACHE (a cache mode), OPTIONS (of a format), COMMAND (of io)
     group      the title it stands under in help and manual; a command's own have none
     optional   it has no value, but may be given one: --option=VALUE
+    key        what those call it who ask for it, if not by its long name
     """
 
-    __slots__ = ("choices", "group", "help", "key", "long", "optional", "short", "value")
+    __slots__ = (
+        "choices",
+        "group",
+        "help",
+        "key",
+        "long",
+        "longs",
+        "optional",
+        "short",
+        "shorts",
+        "value",
+    )
 
     def __init__(
         self,
@@ -31,15 +45,15 @@ class Option:
         choices: tuple[str, ...] = (),
         group: str = "",
         optional: bool = False,
+        key: str = "",
     ) -> None:
         self.optional = optional
-        self.short = self.long = ""
-        for spelling in spellings.split():
-            if spelling.startswith("--"):
-                self.long = spelling[2:]
-            else:
-                self.short = spelling[1:]
-        self.key = self.long or self.short
+        words = spellings.split()
+        self.longs = [word[2:] for word in words if word[1] == "-"]
+        self.shorts = [word[1:] for word in words if word[1] != "-"]
+        self.long = self.longs[0] if self.longs else ""
+        self.short = self.shorts[0] if self.shorts else ""
+        self.key = key or self.long or self.short
         self.value = value
         self.help = help
         self.choices = choices
@@ -62,8 +76,8 @@ def getopt(
 
     Without `mixed`, options end at the first argument that is none.
     """
-    by_short = {option.short: option for option in options if option.short}
-    by_long = {option.long: option for option in options if option.long}
+    by_short = {letter: option for option in options for letter in option.shorts}
+    by_long = {long: option for option in options for long in option.longs}
     pairs: list[tuple[str, str]] = []
     arguments: list[str] = []
     tokens = list(reversed(argv))
@@ -86,10 +100,10 @@ def _long_option(by_long: dict[str, Option], token: str, rest: list[str]) -> tup
     name, equals, value = token[2:].partition("=")
     option = by_long.get(name)
     if option is None:
-        matches = [known for long, known in by_long.items() if long.startswith(name)]
+        matches = {known for long, known in by_long.items() if long.startswith(name)}
         if len(matches) != 1:
             raise BadOption("unknown", token)
-        option = matches[0]
+        option = matches.pop()
     if not option.value:
         if option.optional:
             if equals and not value:  # an empty variable is no folder, and not the default either

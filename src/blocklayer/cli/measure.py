@@ -10,9 +10,8 @@ from blocklayer.cli.output import print_json
 from blocklayer.cli.parsing import (
     ALLOW,
     FORCE_SHARE,
-    FORMAT,
-    IMAGE_OPTS,
     LONG_PROGRESS,
+    NAMING,
     OUTPUT,
     UNTRUSTED,
     Arguments,
@@ -29,14 +28,28 @@ COMMAND = Command(
     "FILE | --size SIZE",
     "Tell how large an image of another format would be, for an image's data or a size.",
     (
-        Option("-O", "FMT", "format to measure (default raw)"),
-        Option("-o", "OPTIONS", "options of that format"),
-        Option("--size", "SIZE", "measure an empty disk of this size"),
-        FORMAT,
-        Option("-l", "SNAPSHOT", "measure a snapshot of the image"),
+        Option("-O --target-format", "FMT", "format to measure (default raw)"),
+        Option(
+            "-o --target-format-options --options",
+            "OPTIONS",
+            "options of that format",
+            key="options",
+        ),
+        Option("-s --size", "SIZE", "measure an empty disk of this size"),
+        Option(
+            "-f --format --source-format",
+            "FMT",
+            "format of the image; found by its signature if not given",
+        ),
+        Option("-l --snapshot", "SNAPSHOT", "measure a snapshot of the image"),
         OUTPUT,
         LONG_PROGRESS,
-        IMAGE_OPTS,
+        Option(
+            "--image-opts --source-image-opts",
+            "",
+            "the image is named by options: driver=qed,file.filename=x",
+            group=NAMING,
+        ),
         FORCE_SHARE,
         UNTRUSTED,
         ALLOW,
@@ -58,13 +71,13 @@ def run(arguments: Arguments) -> int:
     if "size" in arguments:
         size = size_argument(arguments.last("size"), "image size")
     options = create_options(arguments)
-    target = arguments.last("O", "raw")
+    target = arguments.last("target-format", "raw")
     filename = _filename(arguments)
     if options is None:
         # As a value of an option like any other: there is no image yet to describe options of.
         raise _invalid("help", target)
     check_sizes(target, options)
-    if "l" in arguments and filename is not None:
+    if "snapshot" in arguments and filename is not None:
         refuse_snapshot(arguments, [filename])
     with Running(arguments, result=True) as running:
         result = measure(
@@ -91,7 +104,7 @@ def _filename(arguments: Arguments) -> str | None:
     names = arguments.names
     if len(names) > 1:
         raise Failure("At most one filename argument is allowed.")
-    if not names and any(key in arguments for key in ("image-opts", "format", "l")):
+    if not names and any(key in arguments for key in ("image-opts", "format", "snapshot")):
         raise Failure("--image-opts, -f, and -l require a filename argument.")
     if not names and "size" not in arguments:
         raise Failure("Either --size N or one filename must be specified.")

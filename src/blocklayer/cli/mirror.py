@@ -29,15 +29,20 @@ COMMAND = Command(
     "Bring an image, or a disk of a running daemon that is in use, to another place.",
     (
         FORMAT,
-        Option("-O", "FMT", "format of the target (default raw)"),
-        Option("-o", "OPTIONS", "options of the target: name=value,...; 'help' lists them"),
-        Option("-n", "", "write into a target that exists"),
+        Option("-O --target-format", "FMT", "format of the target (default raw)"),
+        Option(
+            "-o --target-format-options",
+            "OPTIONS",
+            "options of the target: name=value,...; 'help' lists them",
+            key="options",
+        ),
+        Option("-n --no-create", "", "write into a target that exists"),
         Option("--target-is-zero", "", "with -n: the target reads as zeroes everywhere"),
         Option("--sync", "MODE", "full (default), or top: only what the image's own layer holds"),
         Option("--keep-space", "", "zeroes give no space of the target back"),
-        Option("-r", "RATE", "at most so many bytes a second"),
-        Option("-t", "CACHE", "cache mode of the target (default writeback)"),
-        Option("-T", "CACHE", "cache mode of the source (default writeback)"),
+        Option("-r --rate-limit", "RATE", "at most so many bytes a second"),
+        Option("-t --target-cache", "CACHE", "cache mode of the target (default writeback)"),
+        Option("-T --source-cache", "CACHE", "cache mode of the source (default writeback)"),
         Option("--qmp", "SOCKET", "SOURCE and TARGET are nodes of the daemon that listens there"),
         Option("--move", "", "with --qmp: then let everybody use TARGET, without a pause"),
         Option("--write-blocking", "", "with --qmp: guests wait until TARGET has their writes"),
@@ -65,7 +70,8 @@ COMMAND = Command(
 
 
 _OF_IMAGES = (
-    *("format", "O", "o", "n", "keep-space", "t", "T", "force-share", "untrusted", "allow"),
+    *("format", "target-format", "options", "no-create", "keep-space"),
+    *("target-cache", "source-cache", "force-share", "untrusted", "allow"),
 )
 """Options that say how images are opened and made."""
 
@@ -75,7 +81,7 @@ def run(arguments: Arguments) -> int:
     if len(arguments.names) != 2:
         raise Failure("Expecting a source and a target")
     source, target = arguments.names
-    speed = size_argument(arguments.last("r", "0"), "rate limit")
+    speed = size_argument(arguments.last("rate-limit", "0"), "rate limit")
     sync = arguments.last("sync", "full")
     if sync not in ("full", "top"):
         raise Failure(f"Invalid sync mode '{sync}': use 'full' or 'top'")
@@ -94,14 +100,14 @@ def _run_here(arguments: Arguments, source: str, target: str, sync: str, speed: 
     if options is None:
         from blocklayer.cli.create import options_help
 
-        print(options_help(arguments.last("O", "raw"), target))
+        print(options_help(arguments.last("target-format", "raw"), target))
         return 0
-    make = "n" not in arguments
+    make = "no-create" not in arguments
     if not make and options:
         raise Failure("-o has no effect when skipping image creation")
     if make and "target-is-zero" in arguments:
         raise Failure("--target-is-zero requires use of -n flag")
-    target_format = arguments.last("O", "raw")
+    target_format = arguments.last("target-format", "raw")
     if make:
         check_target(target)
     check_sizes(target_format, options)
@@ -118,8 +124,8 @@ def _run_here(arguments: Arguments, source: str, target: str, sync: str, speed: 
             sync=sync,
             speed=speed,
             target_is_zero="target-is-zero" in arguments,
-            cache=cache_name(arguments, "t", "writeback"),
-            source_cache=cache_name(arguments, "T", "writeback", what="source "),
+            cache=cache_name(arguments, "target-cache", "writeback"),
+            source_cache=cache_name(arguments, "source-cache", "writeback", what="source "),
             discard="ignore" if "keep-space" in arguments else "unmap",
             force_share="force-share" in arguments,
             trust=trust_argument(arguments),

@@ -38,10 +38,15 @@ COMMAND = Command(
     (
         FORMAT,
         Option("-b --backing", "FILE", "the new backing file; '' for none"),
-        Option("-F --backing-format", "FMT", "format of the new backing file"),
-        Option("-u", "", "unsafe: change the name only; right if the file has moved"),
-        Option("-t", "CACHE", "cache mode of the image (default writeback)"),
-        Option("-T", "CACHE", "cache mode of the backing files (default writeback)"),
+        Option("-F -B --backing-format", "FMT", "format of the new backing file"),
+        Option(
+            "-u --backing-unsafe", "", "unsafe: change the name only; right if the file has moved"
+        ),
+        Option("-c --compress", "", "compress what is copied (no format here can)"),
+        Option("-t --cache", "CACHE", "cache mode of the image (default writeback)"),
+        Option(
+            "-T --backing-cache", "CACHE", "cache mode of the backing files (default writeback)"
+        ),
         OUTPUT,
         PROGRESS,
         QUIET,
@@ -69,11 +74,13 @@ def run(arguments: Arguments) -> int:
 
     name, format_name = one_image(arguments)
     backing = arguments.optional("backing")
-    unsafe = "u" in arguments
+    unsafe = "backing-unsafe" in arguments
     if backing is None and not unsafe:
         raise UsageError("Must specify backing file (-b) or use unsafe mode (-u)")
-    cache = cache_name(arguments, "t", "writeback")
-    source_cache = cache_name(arguments, "T", "writeback", what="source ")
+    cache = cache_name(arguments, "cache", "writeback")
+    source_cache = cache_name(arguments, "backing-cache", "writeback", what="source ")
+    if "compress" in arguments:
+        raise Failure("Compression not supported for this file format")
     backing_format = _backing_format(arguments, backing)
     with Running(arguments) as running:
         try:

@@ -9,6 +9,7 @@ from blocklayer.cli.output import print_json
 from blocklayer.cli.parsing import (
     ALLOW,
     FORCE_SHARE,
+    FORMAT,
     IMAGE_OPTS,
     OUTPUT,
     QUIET,
@@ -25,10 +26,11 @@ COMMAND = Command(
     "FILE",
     "List, make, apply or delete snapshots inside an image, for formats that have them.",
     (
-        Option("-l", "", "list the snapshots (default)"),
-        Option("-c", "NAME", "make a snapshot"),
-        Option("-a", "NAME", "go back to a snapshot"),
-        Option("-d", "NAME", "delete a snapshot"),
+        Option("-l --list", "", "list the snapshots (default)"),
+        Option("-c --create", "NAME", "make a snapshot"),
+        Option("-a --apply", "NAME", "go back to a snapshot"),
+        Option("-d --delete", "NAME", "delete a snapshot"),
+        FORMAT,
         OUTPUT,
         QUIET,
         IMAGE_OPTS,
@@ -42,19 +44,19 @@ COMMAND = Command(
     ),
 )
 
-ACTIONS = {"c": "create", "a": "apply", "d": "delete"}
+ACTIONS = ("create", "apply", "delete")
 
 
 def run(arguments: Arguments) -> int:
     """The command."""
-    if sum(len(arguments.all(letter)) for letter in ("l", *ACTIONS)) > 1:
+    if sum(len(arguments.all(action)) for action in ("list", *ACTIONS)) > 1:
         raise Failure("Cannot mix '-l', '-a', '-c', '-d'")
-    name, _ = one_image(arguments)
+    name, format_name = one_image(arguments)
     as_json = wants_json(arguments)
     force_share = "force-share" in arguments
     trust = trust_argument(arguments)
-    for letter, action in ACTIONS.items():
-        if letter in arguments:
+    for action in ACTIONS:
+        if action in arguments:
             if force_share:
                 raise Failure(
                     f"Could not open '{arguments.names[0]}': force-share=on can only be used"
@@ -62,11 +64,12 @@ def run(arguments: Arguments) -> int:
                 )
             from blocklayer.ops.snapshot import change_snapshot
 
-            change_snapshot(name, action, arguments.last(letter), trust=trust)
+            wanted = arguments.last(action)
+            change_snapshot(name, action, wanted, format=format_name, trust=trust)
             return 0
     from blocklayer.ops.snapshot import snapshots
 
-    found = snapshots(name, force_share=force_share, trust=trust)
+    found = snapshots(name, format=format_name, force_share=force_share, trust=trust)
     if as_json:
         print_json(found)
     for snapshot in () if as_json else found:

@@ -31,7 +31,7 @@ def suggest_option(error: Exception, spelling: str, options: Iterable[Option]) -
     if not spelling.startswith("--"):
         return  # one letter is like no other
     name = spelling[2:].partition("=")[0]
-    names = [option.long for option in options if option.long]
+    names = [long for option in options for long in option.longs]
     begun = [f"'--{long}'" for long in names if name and long.startswith(name)]
     if name in names:
         error.add_note(f"'--{name}' takes no value.")

@@ -30,7 +30,7 @@ def refuse_snapshot(arguments: Arguments, names: list[str]) -> None:
     from blocklayer.base.options import split_options
     from blocklayer.ops.info import info
 
-    text = arguments.last("l")
+    text = arguments.last("snapshot")
     if text.startswith("snapshot."):
         for name, _ in split_options(text):
             if name not in ("snapshot.id", "snapshot.name"):
@@ -57,7 +57,7 @@ def create_options(arguments: Arguments) -> dict[str, Any] | None:
     from blocklayer.base.options import split_options
 
     result: dict[str, Any] = {}
-    for text in arguments.all("o"):
+    for text in arguments.all("options"):
         if not text or text.startswith(",") or _ends_with_comma(text):
             raise Failure(f"Invalid option list: {text}")
         items = text.replace(",,", "\0").split(",")

@@ -93,8 +93,7 @@ def paragraphs(text: str) -> list[str]:
 
 def spellings(option: Option) -> list[str]:
     """``-f``, ``--format``."""
-    given = (("-", option.short), ("--", option.long))
-    return [dashes + name for dashes, name in given if name]
+    return [f"-{letter}" for letter in option.shorts] + [f"--{long}" for long in option.longs]
 
 
 # --- layout -------------------------------------------------------------------------------------
@@ -111,7 +110,9 @@ def _option_rows(options: Iterable[Option]) -> list[tuple[str, str]]:
     rows = []
     for option in options:
         # Long spellings stand below each other, those without a letter too.
-        text = ", ".join(spellings(option)) if option.short else f"    --{option.long}"
+        text = ", ".join(spellings(option))
+        if not option.short:
+            text = "    " + text
         rows.append((f"{text} {option.value}".rstrip(), option.help))
     return rows
 

@@ -22,7 +22,8 @@ def script() -> str:
 
 def _tables() -> Iterator[str]:
     commands = model.commands()
-    with_target = [command.name for command in commands if model.format_key(command) == "O"]
+    chosen = {command.name: model.format_option(command) for command in commands}
+    with_target = [name for name, option in chosen.items() if option and option.short == "O"]
     formats = model.format_options()
     io_commands = all_commands()
     yield _words("commands", (command.name for command in commands))

@@ -68,8 +68,8 @@ _blk_read_option() {
 
 _blk_note() {
     case $1 in
-        -f | --format) given_format=$2 ;;
-        -O) target_format=$2 ;;
+        -f | --format | --source-format | --a-format) given_format=$2 ;;
+        -O | --target-format | --output-format) target_format=$2 ;;
     esac
 }
 

@@ -9,6 +9,7 @@ from blocklayer.cli.docs import model
 from blocklayer.cli.getopt import Option
 from blocklayer.cli.io import all_commands
 from blocklayer.cli.parsing import Command
+from blocklayer.cli.usage import spellings
 
 _HEAD = """\
 # SPDX-License-Identifier: Apache-2.0
@@ -37,18 +38,20 @@ function __blk_has
     contains -- $argv[1] (__blk_words)
 end
 
-# The format that option -$argv[1] has chosen, or --format; raw if none has.
+# The format that an option has chosen, whose spellings the arguments are; raw if none has.
 function __blk_format
     set -l words (__blk_words)
     set -l format raw
     for index in (seq (count $words))
         set -l word $words[$index]
-        if test "$word" = -$argv[1]; or begin; test $argv[1] = f; and test "$word" = --format; end
-            set format $words[(math $index + 1)]
-        else if string match -q -- "-$argv[1]?*" $word
-            set format (string sub -s 3 -- $word)
-        else if test $argv[1] = f; and string match -q -- '--format=*' $word
-            set format (string replace -- --format= '' $word)
+        for name in $argv
+            if test "$word" = $name
+                set format $words[(math $index + 1)]
+            else if string match -q -- "$name=*" $word
+                set format (string replace -- "$name=" '' $word)
+            else if test (string length -- $name) -eq 2; and string match -q -- "$name*" $word
+                set format (string sub -s 3 -- $word)
+            end
         end
     end
     echo $format
@@ -56,8 +59,8 @@ end
 
 # name=value,name=value: the last one is completed.
 function __blk_format_options
-    set -l format (__blk_format $argv[1])
-    set -l token (string replace -r -- '^-o' '' (commandline -ct))
+    set -l format (__blk_format $argv)
+    set -l token (string replace -r -- '^(-o|--[a-z-]+=)' '' (commandline -ct))
     set -l before (string match -r -- '^.*,' $token)
     set -l item (string replace -r -- '^.*,' '' $token)
     if string match -q -- '*=*' $item
@@ -92,7 +95,7 @@ def _lines() -> Iterator[str]:
     yield ""
     yield "complete -c blk -f"
     for option in model.program_options():
-        yield _option("__blk_is", option, "")
+        yield _option("__blk_is", option, None)
     for command in model.commands():
         yield ""
         about = _quoted(model.summary(command))
@@ -100,7 +103,7 @@ def _lines() -> Iterator[str]:
         condition = _quoted(f"__blk_is {command.name}")
         yield from _arguments(condition, command)
         for option in command.options:
-            yield _option(condition, option, model.format_key(command))
+            yield _option(condition, option, model.format_option(command))
 
 
 def _arguments(condition: str, command: Command) -> Iterator[str]:
@@ -115,14 +118,12 @@ def _arguments(condition: str, command: Command) -> Iterator[str]:
         yield f"complete -c blk -n {yes} -a {_quoted(' '.join(words))}"
 
 
-def _option(condition: str, option: Option, format_key: str) -> str:
+def _option(condition: str, option: Option, format_option: Option | None) -> str:
     words = ["complete -c blk", f"-n {condition}"]
-    if option.short:
-        words.append(f"-s {option.short}")
-    if option.long:
-        words.append(f"-l {option.long}")
+    words += [f"-s {letter}" for letter in option.shorts]
+    words += [f"-l {long}" for long in option.longs]
     if option.value:
-        words.append(_value(model.value_kind(option), format_key))
+        words.append(_value(model.value_kind(option), format_option))
     elif option.choices:
         words.append(f"-f -a {_quoted(' '.join(option.choices))}")
     elif option.optional:
@@ -130,15 +131,16 @@ def _option(condition: str, option: Option, format_key: str) -> str:
     return " ".join([*words, f"-d {_quoted(option.help)}"])
 
 
-def _value(kind: str, format_key: str) -> str:
+def _value(kind: str, format_option: Option | None) -> str:
     """The value of an option; -x: there is one, and it is no file."""
     if kind.startswith("words:"):
         return f"-x -a {_quoted(kind.removeprefix('words:'))}"
+    chosen = " ".join(spellings(format_option)) if format_option else ""
     return {
         "file": "-r -F",
         "format": f"-x -a {_quoted(' '.join(model.format_options()))}",
         "cache": f"-x -a {_quoted(' '.join(model.cache_modes()))}",
-        "options": f"-x -a '(__blk_format_options {format_key})'",
+        "options": f"-x -a '(__blk_format_options {chosen})'",
         "io": "-x -a '(__blk_io_line)'",
     }.get(kind, "-x")
 

@@ -28,7 +28,7 @@ KINDS = {
 }
 """What values are, by what they are called in help."""
 
-_REPEATED = ("c", "cmd", "o", "object", "trace")
+_REPEATED = ("cmd", "options", "object", "trace")
 """Options that are of use more than once."""
 
 
@@ -79,10 +79,10 @@ def takes_files(command: Command) -> bool:
     return not command.words
 
 
-def format_key(command: Command) -> str:
-    """The option that chooses the format whose options -o takes."""
-    shorts = {option.short for option in command.options}
-    return "O" if "O" in shorts else "f"
+def format_option(command: Command) -> Option | None:
+    """The option that chooses the format whose options -o takes: of the target, if it has one."""
+    by_letter = {option.short: option for option in command.options}
+    return by_letter.get("O") or by_letter.get("f")
 
 
 # --- formats ------------------------------------------------------------------------------------

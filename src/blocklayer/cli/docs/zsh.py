@@ -69,7 +69,7 @@ def _lines() -> Iterator[str]:
     for command in commands:
         yield from _command(command)
     tail = _TAIL.replace("@FORMATS@", " ".join(model.format_options()))
-    own = (f"        {_spec(option, '')} \\" for option in model.program_options())
+    own = (f"        {_spec(option, None)} \\" for option in model.program_options())
     yield tail.replace("@OPTIONS@", "\n".join(own))
 
 
@@ -91,9 +91,9 @@ def _io_options() -> Iterator[str]:
 
 
 def _format_options() -> Iterator[str]:
-    """What -o takes; the argument is the option that chooses the format."""
-    yield from ("", "_blk_format_options() {", "    local format=${opt_args[-$1]}")
-    yield "    [[ $1 == O || $format ]] || format=${opt_args[--format]}"
+    """What -o takes; the arguments are the spellings of the option that chooses the format."""
+    yield from ("", "_blk_format_options() {", "    local name format")
+    yield "    for name; do format=${format:-${opt_args[$name]}}; done"
     yield "    case ${format:-raw} in"
     for name, options in model.format_options().items():
         specs = [_value_spec(option.name, option.help, _create_kind(option)) for option in options]
@@ -107,13 +107,13 @@ def _create_kind(option: object) -> str:
 
 
 def _value_spec(name: str, text: str, kind: str) -> str:
-    return _quoted(f"{name}[{_plain(text)}]:value:{_action(kind, '')}")
+    return _quoted(f"{name}[{_plain(text)}]:value:{_action(kind, None)}")
 
 
 def _command(command: Command) -> Iterator[str]:
     yield from ("", f"_blk_{command.name}() {{", "    _arguments -s -S \\")
     for option in command.options:
-        yield f"        {_spec(option, model.format_key(command))} \\"
+        yield f"        {_spec(option, model.format_option(command))} \\"
     yield f"        {_quoted('*:' + _arguments(command))}"
     yield "}"
 
@@ -130,7 +130,7 @@ def _arguments(command: Command) -> str:
     return "operand: _values -S = operand " + " ".join(f'"{spec}"' for spec in specs)
 
 
-def _spec(option: Option, format_key: str) -> str:
+def _spec(option: Option, format_option: Option | None) -> str:
     """One option for _arguments: spellings that exclude each other, its text, its value."""
     names = spellings(option)
     before = "'*'" if model.is_repeated(option) else _quoted(f"({' '.join(names)})")
@@ -142,29 +142,30 @@ def _spec(option: Option, format_key: str) -> str:
     text = f"[{_plain(option.help)}]"
     if option.value:
         value = option.value.lower().partition(",")[0].replace(":", "")
-        text += f":{value}:{_action(model.value_kind(option), format_key)}"
+        text += f":{value}:{_action(model.value_kind(option), format_option)}"
     return before + spelled + _quoted(text)
 
 
 def _optional_spec(option: Option, before: str) -> str:
     """An option whose long spelling may have a value; the letter never has."""
     text = f"[{_plain(option.help)}]"
-    value = f"::value:{_action(model.optional_kind(option), '')}"
+    value = f"::value:{_action(model.optional_kind(option), None)}"
     specs = [f"{before}--{option.long}=-{_quoted(text + value)}"]
     if option.short:
         specs.append(f"{before}-{option.short}{_quoted(text)}")
     return " ".join(specs)
 
 
-def _action(kind: str, format_key: str) -> str:
+def _action(kind: str, format_option: Option | None) -> str:
     """How zsh completes a kind of value."""
     if kind.startswith("words:"):
         return f"({kind.removeprefix('words:')})"
+    chosen = " ".join(spellings(format_option)) if format_option else ""
     return {
         "file": "_files",
         "format": f"({' '.join(model.format_options())})",
         "cache": f"({' '.join(model.cache_modes())})",
-        "options": f" _blk_format_options {format_key}",
+        "options": f" _blk_format_options {chosen}",
         "io": "_blk_io_line",
     }.get(kind, " ")
 
