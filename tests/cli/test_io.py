@@ -79,6 +79,19 @@ def test_other_requests_go_on_while_one_is_suspended(
     ]
 
 
+@pytest.mark.parametrize("place", ["512k 512", "575k 1k", "544k 64k"])
+def test_break_where_a_new_cluster_is_filled(
+    image: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where nothing has to be written for it, as new space reads as zeroes."""
+    commands = ("break cow_write A", f"aio_write -q {place}", "wait_break A", "resume A")
+    assert main(["io", *words(*commands), with_faults(image)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "blkdebug: Suspended request 'A'",
+        "blkdebug: Resuming request 'A'",
+    ]
+
+
 def test_what_is_suspended_at_the_end_is_let_go(image: Path) -> None:
     commands = ("break write_aio A", "aio_write -P 9 512k 4k", "wait_break A")
     assert main(["io", *words(*commands), with_faults(image)]) == 0

@@ -65,9 +65,9 @@ def read_below(node: FormatNode, offset: int, vector: Vector) -> None:
     backing = node.backing
     length = vector_length(vector)
     inside = 0 if backing is None else max(0, min(length, backing.size - offset))
+    if node.sink is not None and backing is not None:
+        node.sink(node, "read_backing_aio", {"offset": offset, "length": inside})
     if inside and backing is not None:
-        if node.sink is not None:
-            node.sink(node, "read_backing_aio", {"offset": offset, "length": inside})
         backing.readv(offset, slice_vector(vector, 0, inside))
     if inside < length:
         fill_zero(slice_vector(vector, inside, length - inside))
@@ -242,6 +242,8 @@ def _write_piece(node: FormatNode, offset: int, vector: Vector, plans: list[Writ
             # An earlier piece has just been given this cluster.
             count = min(length - done, planned.start + planned.length - position)
             part = slice_vector(vector, done, count)
+            if node.sink is not None:
+                node.sink(node, "write_aio", {"offset": position, "length": count})
             node.file.writev(planned.host + position - planned.start, part)
             done += count
             continue
@@ -258,7 +260,11 @@ def _write_piece(node: FormatNode, offset: int, vector: Vector, plans: list[Writ
 
 
 def _write_planned(node: FormatNode, plan: WritePlan, vector: Vector) -> None:
-    """Write a plan's data with its head and tail in one request."""
+    """Write a plan's data with its head and tail in one request.
+
+    What is announced is in QEMU's order, which makes three requests of it: what is around the data
+    is read and written part by part, then comes the data.
+    """
     head = _filling(node, plan.start, plan.head, plan.copy_head, plan.fresh)
     tail_start = plan.start + plan.length - plan.tail
     tail = _filling(node, tail_start, plan.tail, plan.copy_tail, plan.fresh)
@@ -266,10 +272,6 @@ def _write_planned(node: FormatNode, plan: WritePlan, vector: Vector) -> None:
     if node.sink is not None:
         length = plan.length - plan.head - plan.tail
         node.sink(node, "write_aio", {"offset": plan.start + plan.head, "length": length})
-        if head or tail:
-            node.sink(
-                node, "cow_write", {"offset": plan.start, "head": plan.head, "tail": plan.tail}
-            )
     node.file.writev(host, [*head, *vector, *tail])
 
 
@@ -277,12 +279,17 @@ def _filling(node: FormatNode, offset: int, length: int, copy: bool, fresh: bool
     """What surrounds the data in a new cluster; empty where the space reads as zeroes anyway."""
     if not length:
         return []
+    filling = _filling_bytes(node, offset, length, copy, fresh)
+    if node.sink is not None:
+        node.sink(node, "cow_write", {"offset": offset, "length": length})
+    return filling
+
+
+def _filling_bytes(node: FormatNode, offset: int, length: int, copy: bool, fresh: bool) -> Vector:
     # Bytes of the last cluster that lie behind the end of the disk are zero, whatever is below.
     inside = min(length, node.size - offset) if copy else 0
     if inside <= 0:
         return [] if fresh else zero_vector(length)
-    if node.sink is not None:
-        node.sink(node, "cow_read", {"offset": offset, "length": inside})
     copied = bytearray(length)
     read_below(node, offset, [memoryview(copied)[:inside]])
     if fresh and is_zero(copied):

@@ -454,6 +454,7 @@ class FormatNode(Node):
     def flush(self) -> None:
         """Flush the storage; drivers that cache metadata write it first."""
         if self.sink is not None:
+            self.sink(self, "flush_to_os", {})
             self.sink(self, "flush_to_disk", {})
         self.file.flush()
 

@@ -585,8 +585,8 @@ def test_every_flush_fails(name: str) -> None:
 # --- events ---
 
 EVENTS = (
-    *("l1_update", "l2_load", "l2_update", "need_check_set", "need_check_clear", "flush_to_disk"),
-    *("read_aio", "write_aio", "cow_read", "cow_write", "read_backing_aio"),
+    *("l1_update", "l2_load", "l2_update", "need_check_set", "need_check_clear"),
+    *("flush_to_os", "flush_to_disk", "read_aio", "write_aio", "cow_write", "read_backing_aio"),
 )
 
 

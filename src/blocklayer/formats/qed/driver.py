@@ -270,7 +270,7 @@ class QedNode(QedMapping):
             by_table.setdefault(self.geometry.l1_index(plan.start), []).append(plan)
         must_flush = self.has_backing and not all(plan.zero for plan in plans)
         if must_flush and all(self.tables.l1_entry(index) for index in by_table):
-            self.flush()  # here and not below, where others would wait for it
+            self.file.flush()  # here and not below, where others would wait for it
             must_flush = False
         # From here on they may be in use, however this ends: by an error, or by an interrupt after
         # all is done. Space that may be in use is never handed out again.
@@ -286,7 +286,7 @@ class QedNode(QedMapping):
                 if new:
                     self._commit_new_tables(new)
                 elif must_flush:  # another writer made the tables meanwhile
-                    self.flush()
+                    self.file.flush()
                 for index, group in by_table.items():
                     if index not in new:
                         self._commit_to_table(index, group)
