@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from blocklayer.testing.exercise import Exercise
 from blocklayer.testing.liar import Liar
 from blocklayer.testing.model import ModelDisk
 from blocklayer.testing.recorder import Recorder
+from tests.support import needs
 from tests.support.crew import run_together
 from tests.support.graphs import memory, open_node, snapshot
 from tests.support.qed_image import CLUSTER, QedImage
@@ -53,6 +56,27 @@ def test_the_first_difference_is_named(where: int) -> None:
         disk.node.readv(where, [memoryview(bytearray(1)), memoryview(bytearray(99))])
     assert disk.read(where + 10, 100)
     disk.close()
+
+
+@needs("qemu-io")
+@pytest.mark.parametrize("place", ["0 1M", "65540 4k", "64k 4k"])
+def test_a_difference_is_told_as_qemu_tells_it(place: str, tmp_path: Path) -> None:
+    for name, letter in (("raw", b"x"), ("test", b"y")):
+        (tmp_path / name).write_bytes(bytes(65546) + letter + bytes(MiB - 65547))
+    options = "driver=blkverify,test.driver=raw,test.file.filename=test,raw.filename=raw"
+    told = [
+        subprocess.run(
+            [*tool, "--image-opts", options, "-c", f"read -q {place}"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for tool in (["qemu-io"], [sys.executable, "-m", "blocklayer", "io"])
+    ]
+    assert told[0].stderr == told[1].stderr
+    assert "contents mismatch at offset 65546\n" in told[1].stderr
+    assert told[0].returncode == told[1].returncode == 1
 
 
 def test_a_difference_in_a_later_part_of_a_vector() -> None:

@@ -6,7 +6,8 @@
     discard                         neither: afterwards the two could differ and both be right
 
 Ranges are locked meanwhile, so that a read never meets one child before and the other after a
-write. A request that fails on one child alone leaves a difference, which the next read reports.
+write. A request that fails on one child alone leaves a difference, which the next read reports: to
+the log in QEMU's words, as guests and clients get an error number only, and to the caller.
 """
 
 from __future__ import annotations
@@ -61,9 +62,10 @@ class VerifyNode(FilterNode):
             expected = reference[position : position + len(view)]
             if bytes(view) != expected:
                 first = next(i for i, byte in enumerate(expected) if byte != view[i])
-                where = offset + position + first
+                where = f"contents mismatch at offset {offset + position + first}"
+                _log(f"blkverify: read offset={offset} bytes={len(reference)} {where}")
                 raise IoError(
-                    f"contents mismatch at offset {where}:"
+                    f"{where}:"
                     f" the reference has {expected[first]:#04x}, the image {view[first]:#04x}",
                     self.filename,
                     errno.EIO,
@@ -103,6 +105,12 @@ class VerifyNode(FilterNode):
         """Resize both."""
         self.child.truncate(size, preallocation)
         self.raw.truncate(size)
+
+
+def _log(message: str) -> None:
+    import logging  # seldom needed, and costs start-up time
+
+    logging.getLogger("blocklayer").error(message)
 
 
 def _open(opener: Opener, options: OptionTree) -> Node:
