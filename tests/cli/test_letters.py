@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import importlib
+import re
+import shutil
 import string
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -129,6 +132,20 @@ def test_long_names_are_those_of_the_newest_qemu(name: str) -> None:
         option = ours[spelling]
         assert not letter or letter in spellings(option)
         letter = ""
+
+
+@pytest.mark.parametrize(("tool", "name"), [("qemu-nbd", "nbd"), ("qemu-io", "io")])
+def test_options_of_other_tools(tool: str, name: str) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"needs {tool}")
+    told = subprocess.run([tool, "--help"], capture_output=True, text=True, check=True).stdout
+    rows = re.findall(r"^ +(?:-(\w), )?--([a-z-]+)", told, re.MULTILINE)
+    assert len(rows) > 15
+    theirs = {long: letter for letter, long in rows}
+    ours = {long: option for option in commands()[name].options for long in option.longs}
+    for long, letter in theirs.items():
+        assert long in ours
+        assert not letter or letter in ours[long].shorts
 
 
 def test_names_of_one_option_are_not_ambiguous() -> None:

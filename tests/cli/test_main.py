@@ -15,6 +15,7 @@ import blocklayer
 from blocklayer.cli import info as info_command
 from blocklayer.cli.main import COMMANDS, main
 from blocklayer.cli.parsing import Arguments
+from blocklayer.core.events import full_names
 
 BLK = [sys.executable, "-m", "blocklayer"]
 
@@ -153,6 +154,34 @@ def test_traces(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     patterns.write_bytes(b"\xff\xfe")
     assert main(["info", f"--trace=events={patterns}", str(image)]) == 1
     assert "Could not read events" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("-T help", "--trace=help info nonexistent", "-T enable=?,file=none/log"),
+        *("-T file=none/log,enable=help", "-T qed_* -T help nonsense"),
+        *("io -T help nonexistent", "nbd -T help nonexistent", "nbd -V -T help"),
+        *("daemon -T help", "daemon --daemonize -T help --pidfile none/pid", "info --trace help x"),
+    ],
+)
+def test_events_are_listed(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing else is done."""
+    assert main(line.split()) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert "qed_l2_update\nqed_need_check_set\n" in told.out
+    assert told.out.splitlines() == full_names()
+
+
+def test_an_event_that_there_is_not(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """QEMU's words; a pattern may match nothing."""
+    assert (
+        main(["-T", "qed_nonsense", "info", "--trace=q*x", "--trace", "raw_read_aio", str(image)])
+        == 0
+    )
+    warning = "blk: warning: trace event 'qed_nonsense' does not exist\n"
+    assert capsys.readouterr().err == warning
 
 
 @pytest.mark.parametrize(("format", "ability"), [("qed", "native"), ("raw", "native")])

@@ -18,6 +18,7 @@ import pytest
 
 import blocklayer
 from blocklayer.base.units import MiB
+from blocklayer.cli.main import main
 from blocklayer.nbd import wire
 from tests.support import needs
 from tests.support.nbd_peer import EXTENDED, FLUSH, STATUS, WRITE, NbdPeer
@@ -55,6 +56,21 @@ def free_port() -> int:
 
 
 # --- what it serves -----------------------------------------------------------------------------
+
+
+def test_traces(image: Path, where: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with blk_nbd(where, "-T", f"qed_*,file={log}", "-f", "qed", image) as server:
+        with server.connect() as peer:
+            assert peer.read(1000, 7) == b"content"
+        assert server.ended() == (0, "")
+    assert " qed_read_aio " in log.read_text()
+
+
+@pytest.mark.parametrize("flag", ["-V", "--version"])
+def test_version(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nbd", flag]) == 0
+    assert capsys.readouterr().out == f"blk version {blocklayer.__version__}\n"
 
 
 def test_one_client_and_it_is_over(image: Path, where: Path) -> None:

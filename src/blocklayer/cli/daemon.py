@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from blocklayer.cli.failures import Failure
 from blocklayer.cli.getopt import Option
-from blocklayer.cli.parsing import HELP, Arguments, Command
+from blocklayer.cli.parsing import HELP, TRACE_HELP, Arguments, Command
 
 GENERAL = "In every command"
 
@@ -32,9 +32,7 @@ COMMAND = Command(
     ),
     common=(
         Option("--object", "TYPE,id=ID,...", "define an object", group=GENERAL),
-        Option(
-            "-T --trace", "PATTERN", "print events of drivers that match: 'qed_*'", group=GENERAL
-        ),
+        Option("-T --trace", "PATTERN", TRACE_HELP, group=GENERAL),
         Option("-V --version", "", "show the version", group=GENERAL),
         HELP,
     ),

@@ -20,6 +20,7 @@ from blocklayer.cli.parsing import (
     IMAGE_OPTS,
     OBJECT,
     OUTPUT,
+    TRACE_HELP,
     UNTRUSTED,
     Arguments,
     Command,
@@ -69,7 +70,7 @@ COMMAND = Command(
     ),
     common=(
         OBJECT,
-        Option("-T --trace", "PATTERN", "print events of drivers that match: 'qed_*'"),
+        Option("-T --trace", "PATTERN", TRACE_HELP),
         Option("-V --version", "", "show the version"),
         HELP,
     ),

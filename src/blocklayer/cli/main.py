@@ -23,7 +23,7 @@ from blocklayer.cli.output import (
     speak_json,
     speaks_json,
 )
-from blocklayer.cli.parsing import Arguments, Command, parse, usage_error
+from blocklayer.cli.parsing import TRACE_HELP, Arguments, Command, parse, usage_error
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ COMMANDS = {
 OPTIONS = (
     Option("-h --help", "", "show this help"),
     Option("-V --version", "", "show the version"),
-    Option("-T --trace", "PATTERN", "print events of drivers that match: 'qed_*'"),
+    Option("-T --trace", "PATTERN", TRACE_HELP),
 )
 
 SEE_HELP = "Try 'blk --help' for more information"
@@ -144,12 +144,14 @@ def _run(argv: list[str]) -> int:
     if "help" in given or "version" in given:
         _print_about("help" in given)
         return 0
+    traces = [value for key, value in pairs if key == "trace"]
+    if traces and _told_events(traces):
+        return 0
     if not rest:
         raise UsageError("Not enough arguments")
     name = rest[0]
     if name not in COMMANDS:
         raise _unknown_command(name)
-    traces = [value for key, value in pairs if key == "trace"]
     return _run_command(name, rest[1:], traces)
 
 
@@ -177,6 +179,8 @@ def _run_command(name: str, argv: list[str], traces: list[str]) -> int:
 
         print(command_help(command))
         return 0
+    if "trace" in arguments and _told_events(arguments.all("trace")):
+        return 0
     if "object" in arguments and name != "daemon":  # which defines each in its turn
         from blocklayer.cli.objects import check_objects, list_objects
 
@@ -188,6 +192,16 @@ def _run_command(name: str, argv: list[str], traces: list[str]) -> int:
     traces = traces + arguments.all("trace")
     code: int = _run_traced(module, arguments, traces) if traces else module.run(arguments)
     return code
+
+
+def _told_events(traces: list[str]) -> bool:
+    """Print the events that there are, if that is asked for."""
+    from blocklayer.cli.tracing import events_asked_for
+
+    told = events_asked_for(traces)
+    if told is not None:
+        print(told)
+    return told is not None
 
 
 def _run_traced(module: object, arguments: Arguments, traces: list[str]) -> int:

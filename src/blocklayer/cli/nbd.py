@@ -11,8 +11,12 @@ from blocklayer.cli.getopt import Option
 from blocklayer.cli.output import warn_of_guess
 from blocklayer.cli.parsing import (
     ALLOW,
+    GENERAL,
+    HELP,
     IMAGE_OPTS,
+    OBJECT,
     OUTPUT,
+    TRACE_HELP,
     UNTRUSTED,
     Arguments,
     Command,
@@ -80,6 +84,12 @@ COMMAND = Command(
         UNTRUSTED,
         ALLOW,
     ),
+    common=(
+        OBJECT,
+        Option("-T --trace", "PATTERN", TRACE_HELP, group=GENERAL),
+        Option("-V --version", "", "show the version", group=GENERAL),
+        HELP,
+    ),
     details=(
         "Without -t the server ends when its last client has gone. SIGTERM, SIGHUP and Ctrl-C end"
         " it after what was asked for is done; the image is closed cleanly. A socket passed by"
@@ -96,6 +106,11 @@ COMMAND = Command(
 
 def run(arguments: Arguments) -> int:
     """The command."""
+    if "version" in arguments:
+        from blocklayer.cli.usage import version
+
+        print(version())
+        return 0
     for key in ("connect", "disconnect"):
         if key in arguments:
             raise Failure("Kernel /dev/nbdN support not available")

@@ -67,7 +67,8 @@ LONG_PROGRESS = Option(
 )
 """For commands in which qemu-img knows no -p."""
 OBJECT = Option("--object", "TYPE,id=ID,...", "define an object", group=GENERAL)
-TRACE = Option("--trace", "PATTERN", "print events of drivers that match: 'qed_*'", group=GENERAL)
+TRACE_HELP = "print events of drivers that match: 'qed_*'; 'help' lists them"
+TRACE = Option("--trace", "PATTERN", TRACE_HELP, group=GENERAL)
 HELP = Option("-h --help", "", "show this help", group=GENERAL)
 COMMON = (OBJECT, TRACE, HELP)
 """Every command has these."""

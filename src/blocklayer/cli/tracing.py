@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--trace: ``[enable=]PATTERN[,events=FILE][,file=FILE]``, as QEMU's tools take it."""
+"""--trace: ``[enable=]PATTERN[,events=FILE][,file=FILE]``, as QEMU's tools take it.
+
+A PATTERN of ``help`` or ``?`` asks for the names of the events that there are.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,23 @@ from collections.abc import Iterator
 
 from blocklayer.base.options import split_options
 from blocklayer.cli.failures import Failure
-from blocklayer.core.events import Tracer, add_tracer, remove_tracer
+from blocklayer.cli.output import warn
+from blocklayer.core.events import Tracer, add_tracer, full_names, remove_tracer
+
+_ASKS = ("help", "?")
+_WILD = {*"*?["}
+
+
+def events_asked_for(specifications: list[str]) -> str | None:
+    """The events that there are, one a line; None if nobody asks for them."""
+    for specification in specifications:
+        if any(pattern in _ASKS for pattern in _enabled(specification)):
+            return "\n".join(full_names())
+    return None
+
+
+def _enabled(specification: str) -> list[str]:
+    return [value for name, value in _pairs(specification) if name == "enable"]
 
 
 @contextlib.contextmanager
@@ -22,6 +41,8 @@ def traced(specifications: list[str]) -> Iterator[None]:
             if filename is not None:
                 stream = stack.enter_context(open(filename, "w", encoding="utf-8"))
             for pattern in patterns:
+                if not _WILD & {*pattern} and pattern not in full_names():
+                    warn(f"trace event '{pattern}' does not exist")
                 tracer = Tracer(pattern, stream)
                 add_tracer(tracer)
                 stack.callback(remove_tracer, tracer)
@@ -30,12 +51,9 @@ def traced(specifications: list[str]) -> Iterator[None]:
 
 def _parse(specification: str) -> tuple[list[str], str | None]:
     """Patterns, and the file to write to."""
-    first, _, rest = specification.partition(",")
-    if "=" not in first:
-        specification = f"enable={first},{rest}"
     patterns: list[str] = []
     filename = None
-    for name, value in split_options(specification):
+    for name, value in _pairs(specification):
         if name == "enable":
             patterns.append(value)
         elif name == "events":
@@ -45,6 +63,13 @@ def _parse(specification: str) -> tuple[list[str], str | None]:
         else:
             raise Failure(f"Invalid parameter '{name}'")
     return [pattern for pattern in patterns if pattern], filename
+
+
+def _pairs(specification: str) -> list[tuple[str, str]]:
+    first, _, rest = specification.partition(",")
+    if "=" not in first:
+        specification = f"enable={first},{rest}"
+    return list(split_options(specification))
 
 
 def _read_patterns(filename: str) -> list[str]:

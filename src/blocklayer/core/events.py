@@ -21,7 +21,26 @@ if TYPE_CHECKING:
 Sink: TypeAlias = "Callable[[Node, str, dict[str, Any]], None]"
 """Called with the announcing node, the event's name and its fields; may raise to inject a fault."""
 
+EVENTS = {
+    "padded": (
+        *("pwritev_rmw_head", "pwritev_rmw_after_head"),
+        *("pwritev_rmw_tail", "pwritev_rmw_after_tail"),
+    ),
+    "qed": (
+        *("l1_update", "l2_load", "l2_update", "need_check_set", "need_check_clear"),
+        *("read_aio", "read_backing_aio", "cow_write", "write_aio"),
+        *("flush_to_os", "flush_to_disk"),
+    ),
+    "raw": ("read_aio", "write_aio", "flush_to_os", "flush_to_disk"),
+}
+"""What each driver announces; the others announce nothing."""
+
 _tracers: list[Sink] = []
+
+
+def full_names() -> list[str]:
+    """Every event that there is, as tracers call it: ``qed_l2_update``."""
+    return [f"{driver}_{name}" for driver, names in EVENTS.items() for name in names]
 
 
 def add_tracer(tracer: Sink) -> None:

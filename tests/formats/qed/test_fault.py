@@ -17,6 +17,7 @@ import pytest
 
 from blocklayer.base.errors import BlocklayerError
 from blocklayer.base.units import SECTOR, KiB, MiB
+from blocklayer.core import events
 from blocklayer.core import io as core_io
 from blocklayer.core.batch import Request
 from blocklayer.core.checking import Repair
@@ -614,6 +615,8 @@ def test_every_event_in_the_source_is_known() -> None:
     found = set(re.findall(r'(?:sink\(\s*\w+,|_announce\()\s*"(\w+)"', text))
     assert found | {"l1_update", "l2_update"} == set(EVENTS)
     assert found <= fault_rules.EVENTS
+    assert found | {"l1_update", "l2_update"} == {*events.EVENTS["qed"]}
+    assert {*events.EVENTS["raw"]} <= {*EVENTS}
 
 
 @pytest.mark.parametrize("immediately", [True, False], ids=["at once", "at the request"])
