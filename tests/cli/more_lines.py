@@ -1341,12 +1341,6 @@ IMG_DIFFERENCES = {
     "info file:nonexistent": Difference(
         _NAME_ONCE, complaint="TOOL: Could not open 'nonexistent': No such file or directory"
     ),
-    "info --object secret,id=a,data=x --object secret,id=a,data=x data.qed": Difference(
-        _OWN_WORDS, complaint="TOOL: attempt to add duplicate property 'a' to object"
-    ),
-    'info --object \'{"qom-type":"secret"\' data.qed': Difference(
-        _OWN_WORDS, complaint="TOOL: JSON parse error,"
-    ),
     "check --output=json file:data.qed": Difference(
         "the file is named, however it was written",
         stdout=(

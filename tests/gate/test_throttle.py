@@ -6,13 +6,14 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.units import KiB, MiB
+from blocklayer.core import objects
 from blocklayer.core.batch import Request
 from blocklayer.core.disk import Disk
 from blocklayer.core.filter import FilterNode
@@ -67,17 +68,32 @@ def close_to(*seconds: float) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("average", "burst", "length", "words"),
+    ("limits", "words"),
     [
-        (0, 100, 1, "require corresponding"),
-        (100, 50, 1, "cannot be lower"),
-        (100, 200, 0, "burst length cannot be 0"),
-        (100, 0, 2, "burst length set without burst rate"),
+        ({"bps-read-max": 100}, "require corresponding"),
+        ({"bps-read": 100, "bps-read-max": 50}, "cannot be lower"),
+        (
+            {"bps-read": 100, "bps-read-max": 200, "bps-read-max-length": 0},
+            "burst length cannot be 0",
+        ),
+        ({"bps-read": 100, "bps-read-max-length": 2}, "burst length set without burst rate"),
+        ({"bps-read": 10**15 + 1}, r"must be within \[0, 1000000000000000\]"),
+        ({"bps-read": 1, "bps-read-max": 10**15, "bps-read-max-length": 2}, "too high"),
+        ({"bps-read": 1, "bps-total": 1}, "cannot be used at the same time"),
+        ({"iops-write-max": 1, "iops-total-max": 1}, "cannot be used at the same time"),
+        ({"iops-size": 1, "bps-total": 1}, "iops size requires an iops value"),
     ],
 )
-def test_limits_that_make_no_sense(average: int, burst: int, length: int, words: str) -> None:
+def test_limits_that_make_no_sense(limits: dict[str, int], words: str) -> None:
+    """Of a filter that says them itself, and of an object."""
     with pytest.raises(InvalidArgument, match=words):
-        Bucket(average, burst, length)
+        opened(limits=limits)
+    with pytest.raises(InvalidArgument, match=words):
+        opened(**limits)
+    for properties in ({"limits": limits}, {f"x-{name}": each for name, each in limits.items()}):
+        with pytest.raises(InvalidArgument, match=words):
+            objects.add("throttle-group", "wrong", properties)
+    assert objects.find("wrong") is None
 
 
 def test_no_limit_is_no_wait() -> None:
@@ -277,7 +293,13 @@ def test_options_of_every_kind(clock: Clock) -> None:
         ({"limits": {"speed": 5}}, "Invalid parameter 'speed'"),
         ({"iops-total-max": 5}, "require corresponding"),
         ({"iops-read": 5, "iops-read-max-length": 2}, "without burst rate"),
-        ({"nonsense": 1}, "Invalid parameter 'nonsense'"),
+        ({"bps-read": 1, "nonsense": 1}, "Invalid parameter 'nonsense'"),
+        ({}, "Please specify a throttle group"),
+        ({"limits": {}}, "Please specify a throttle group"),
+        ({"throttle-group": "nobody"}, "Throttle group 'nobody' does not exist"),
+        ({"bps-read": -1}, "Invalid bps-read '-1'"),
+        ({"limits": {"bps-read": 1.5}}, "Invalid bps-read '1.5'"),
+        ({"limits": {"bps-read": "fast"}}, "Invalid bps-read 'fast'"),
     ],
 )
 def test_options_that_are_refused(options: dict[str, Any], words: str) -> None:
@@ -302,8 +324,58 @@ def use_a_group(clock: Clock) -> None:
 def test_filters_of_one_group_share_its_limits(clock: Clock) -> None:
     use_a_group(clock)
     gc.collect()  # nodes and disks know each other
-    with opened(**{"throttle-group": "shared"}) as fresh:
-        assert seconds(clock, lambda: [fresh.read(0, 1) for _ in range(100)]) == 0
+    with pytest.raises(InvalidArgument, match="Throttle group 'shared' does not exist"):
+        opened(**{"throttle-group": "shared"})
+
+
+@pytest.fixture
+def defined() -> Iterator[Callable[..., None]]:
+    """Adds an object called g, in place of the one there is; there is none afterwards."""
+
+    def define(**properties: Any) -> None:
+        objects.forget("g")
+        objects.add("throttle-group", "g", properties)
+
+    yield define
+    objects.forget("g")
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"limits": {"iops-total": 10}},
+        {"x-iops-total": 10},
+        {"limits": {"iops-total": 99999}, "x-iops-total": 10},
+        {"limits": {"iops-total-max": 20}, "x-iops-total": 10, "x-iops-total-max": 0},
+    ],
+)
+def test_filters_of_an_object_share_its_limits(
+    clock: Clock, limits: dict[str, Any], defined: Callable[..., None]
+) -> None:
+    """Of both spellings, the second one counts where both are given: as QEMU's `qom-get` tells."""
+    defined(**limits)
+    with opened(**{"throttle-group": "g"}) as one, opened(**{"throttle-group": "g"}) as two:
+        for each in (one, two):
+            assert isinstance(each.node, ThrottleNode)
+        assert seconds(clock, lambda: [d.read(0, 1) for d in [one, two] * 11]) == pytest.approx(2)
+
+
+def test_a_new_object_has_nothing_of_an_old_one(clock: Clock, defined: Callable[..., None]) -> None:
+    defined(**{"x-iops-total": 10})
+    with opened(**{"throttle-group": "g"}):
+        defined()
+        with opened(**{"throttle-group": "g"}) as disk:
+            assert seconds(clock, lambda: [disk.read(0, 1) for _ in range(100)]) == 0
+
+
+def test_an_object_has_the_limits(defined: Callable[..., None]) -> None:
+    defined()
+    with pytest.raises(InvalidArgument, match="Throttle group 'g' is an object"):
+        opened(**{"throttle-group": "g", "iops-total": 10})
+    objects.forget("g")
+    objects.add("secret", "g", {"data": "x"})
+    with pytest.raises(InvalidArgument, match="Throttle group 'g' does not exist"):
+        opened(**{"throttle-group": "g"})
 
 
 def test_the_operation_size_of_a_group(clock: Clock) -> None:

@@ -197,6 +197,7 @@ def test_objects_come_and_go(tmp_path: Path, kind: str) -> None:
         "authz-list-file": {"filename": "rules.json"},
     }
     properties = kinds[kind]
+    (tmp_path / "rules.json").write_text('{"policy": "deny"}')
     with conversation(tmp_path) as talk:
         talk.ask("object-add", {"qom-type": kind, "id": "o", **properties})
         words = "attempt to add duplicate property 'o' to object (type 'container')"

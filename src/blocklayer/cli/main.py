@@ -23,7 +23,7 @@ from blocklayer.cli.output import (
     speak_json,
     speaks_json,
 )
-from blocklayer.cli.parsing import TRACE_HELP, Arguments, Command, parse, usage_error
+from blocklayer.cli.parsing import OBJECT, TRACE_HELP, Arguments, Command, parse, usage_error
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _run_command(name: str, argv: list[str], traces: list[str]) -> int:
         return 0
     if "trace" in arguments and _told_events(arguments.all("trace")):
         return 0
-    if "object" in arguments and name != "daemon":  # which defines each in its turn
+    if "object" in arguments and OBJECT in command.options:  # the daemon's has its turn later
         from blocklayer.cli.objects import check_objects, list_objects
 
         kinds = list_objects(arguments.all("object"))

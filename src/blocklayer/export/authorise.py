@@ -68,6 +68,11 @@ def _rule(rule: object) -> tuple[str, bool, bool]:
     return rule["match"], policy == "allow", shape == "exact"
 
 
+def check_list_file(properties: Mapping[str, Any]) -> None:
+    """Whether an `authz-list-file` object can be used now. Raises `InvalidArgument`."""
+    _list_file(properties)
+
+
 def _list_file(properties: Mapping[str, Any]) -> Callable[[str], bool]:
     """A list in a file, read again whenever the file has changed."""
     path = properties.get("filename")
@@ -80,7 +85,8 @@ def _list_file(properties: Mapping[str, Any]) -> Callable[[str], bool]:
                 status = os.fstat(file.fileno())
                 content = json.load(file)
         except (OSError, ValueError) as error:
-            raise InvalidArgument(f"Unable to read '{path}': {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InvalidArgument(f"Unable to read '{path}': {reason}") from None
         if not isinstance(content, dict):
             raise InvalidArgument(f"File '{path}' must contain a JSON object")
         return (status.st_mtime_ns, status.st_ino), _list(content)

@@ -8,32 +8,37 @@ its size into the buckets that concern it, and waits first while one of them is 
     burst (…-max)          may flow per second for `burst length` seconds before the average holds
     neither                that bucket does not limit
 
-Filters that name the same group share its buckets.
+Filters that name the same group share its buckets: a ``throttle-group`` object, or, without an
+object, the group of a filter that says the limits itself.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from weakref import WeakValueDictionary
 
 from blocklayer.base.align import div_ceil
 from blocklayer.base.buffers import Vector, vector_length
 from blocklayer.base.errors import InvalidArgument, NotSupported
-from blocklayer.base.options import OptionTree, nest
+from blocklayer.base.options import OptionTree
 from blocklayer.base.units import parse_size
-from blocklayer.core import objects
+from blocklayer.core import objects, throttle_limits
 from blocklayer.core.drivers import FILTER, Driver
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import Node
 from blocklayer.core.opening import Opener
+from blocklayer.core.throttle_limits import KINDS, MEMBERS
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from blocklayer.core.objects import UserObject
 
 BRIM_SECONDS = 0.1
 """How much of a second's flow a bucket holds before requests wait: what keeps flow smooth."""
 
 READS, WRITES = "read", "write"
-KINDS = tuple(f"{unit}-{what}" for unit in ("bps", "iops") for what in ("total", READS, WRITES))
 
 
 class Bucket:
@@ -43,14 +48,6 @@ class Bucket:
     """
 
     def __init__(self, average: float = 0, burst: float = 0, burst_length: float = 1) -> None:
-        if burst and not average:
-            raise InvalidArgument("bps_max/iops_max require corresponding bps/iops values")
-        if burst and burst < average:
-            raise InvalidArgument("bps_max/iops_max cannot be lower than bps/iops")
-        if burst_length < 1:
-            raise InvalidArgument("the burst length cannot be 0")
-        if burst_length > 1 and not burst:
-            raise InvalidArgument("burst length set without burst rate")
         self.average = average
         self.burst = burst
         self.burst_length = burst_length
@@ -83,9 +80,19 @@ class Bucket:
 
 
 class Group:
-    """Buckets shared by any number of filters. Requests of one direction pass in their order."""
+    """Buckets shared by any number of filters. Requests of one direction pass in their order.
 
-    def __init__(self, limits: dict[str, Bucket] | None = None, *, operation_size: int = 0) -> None:
+    definition  the object that it is the group of
+    """
+
+    def __init__(
+        self,
+        limits: dict[str, Bucket] | None = None,
+        *,
+        operation_size: int = 0,
+        definition: UserObject | None = None,
+    ) -> None:
+        self.definition = definition
         self._buckets = {kind: Bucket() for kind in KINDS} | (limits or {})
         self._operation_size = operation_size
         self._lock = threading.Lock()
@@ -146,13 +153,56 @@ _groups: WeakValueDictionary[str, Group] = WeakValueDictionary()
 _groups_lock = threading.Lock()
 
 
-def group(name: str, make: Callable[[], Group] = Group) -> Group:
-    """The group of that name; made if there is none, forgotten with its last filter."""
+def group_named(name: str) -> Group:
+    """The group of an object, or one that a filter has defined; forgotten with its last filter.
+
+    Raises `InvalidArgument` if there is none.
+    """
+    definition = _object(name)
     with _groups_lock:
         found = _groups.get(name)
-        if found is None:
-            found = _groups[name] = make()
+        if definition is not None and (found is None or found.definition is not definition):
+            numbers = throttle_limits.of_group(definition.properties)
+            found = _groups[name] = _new_group(numbers, definition)
+        if found is None or (definition is None and found.definition is not None):
+            raise InvalidArgument(f"Throttle group '{name}' does not exist")
         return found
+
+
+def define_group(name: str, numbers: Mapping[str, int]) -> Group:
+    """The group of filters that say its limits themselves: the last one to come decides."""
+    if _object(name) is not None:
+        raise InvalidArgument(f"Throttle group '{name}' is an object, which has the limits")
+    with _groups_lock:
+        found = _groups.get(name)
+        if found is None or found.definition is not None:
+            found = _groups[name] = _new_group(numbers)
+        else:
+            found.set_limits(
+                _buckets(numbers), operation_size=throttle_limits.operation_size(numbers)
+            )
+        return found
+
+
+def _object(name: str) -> UserObject | None:
+    found = objects.find(name)
+    return found if found is not None and found.kind == "throttle-group" else None
+
+
+def _new_group(numbers: Mapping[str, int], definition: UserObject | None = None) -> Group:
+    return Group(
+        _buckets(numbers),
+        operation_size=throttle_limits.operation_size(numbers),
+        definition=definition,
+    )
+
+
+def _buckets(numbers: Mapping[str, int]) -> dict[str, Bucket]:
+    def bucket(kind: str) -> Bucket:
+        average, burst = numbers.get(kind, 0), numbers.get(f"{kind}-max", 0)
+        return Bucket(average, burst, numbers.get(f"{kind}-max-length", 1))
+
+    return {kind: bucket(kind) for kind in KINDS}
 
 
 class ThrottleNode(FilterNode):
@@ -194,45 +244,38 @@ class ThrottleNode(FilterNode):
         super().discard(offset, length)
 
 
-def parse_limits(options: OptionTree) -> dict[str, Bucket]:
-    """Take ``bps-total``, ``iops-read-max``, ``bps-write-max-length`` … out of options."""
-    limits = {}
-    for kind in KINDS:
-        average = parse_size(options.pop(kind, 0), kind)
-        burst = parse_size(options.pop(f"{kind}-max", 0), f"{kind}-max")
-        length = parse_size(options.pop(f"{kind}-max-length", 1), f"{kind}-max-length")
-        if average or burst or length != 1:
-            limits[kind] = Bucket(average, burst, length)
-    return limits
+def take_limits(options: OptionTree) -> dict[str, int]:
+    """Take limits that a filter says itself out of its options, sizes as people write them."""
+    given = options.pop("limits", {})
+    if not isinstance(given, dict):
+        raise InvalidArgument("Invalid parameter type for 'limits', expected: object")
+    own = {key: options.pop(key) for key in list(options) if key.startswith(("bps-", "iops-"))}
+    tree = {**given, **own}
+    for name in tree:
+        if name not in MEMBERS:
+            raise InvalidArgument(f"Invalid parameter '{name}'")
+    numbers = {name: parse_size(value, name) for name, value in tree.items()}
+    throttle_limits.check(numbers)
+    return numbers
 
 
 def _open(opener: Opener, options: OptionTree) -> Node:
     name = options.pop("throttle-group", None)
-    limits_given = options.pop("limits", {}) or _defined_limits(name)
-    if not isinstance(limits_given, dict):
-        raise InvalidArgument("Invalid parameter type for 'limits', expected: object")
-    tree = {**limits_given, **{key: options.pop(key) for key in list(options) if _is_limit(key)}}
-    limits = parse_limits(tree)
-    size = parse_size(tree.pop("iops-size", 0), "iops-size")
-    if tree:
-        raise InvalidArgument(f"Invalid parameter '{next(iter(tree))}'")
-    shared = Group() if name is None else group(str(name))
-    if limits:
-        shared.set_limits(limits, operation_size=size)
-    return ThrottleNode(opener.open_child(options, "file"), shared)
+    limits = take_limits(options)
+    file = opener.open_child(options, "file")
+    try:
+        return ThrottleNode(file, _group(name, limits))
+    except BaseException:
+        file.close()
+        raise
 
 
-def _defined_limits(name: object) -> OptionTree:
-    """What a ``throttle-group`` object of that name says."""
-    found = objects.find(name) if isinstance(name, str) else None
-    if found is None or found.kind != "throttle-group":
-        return {}
-    limits: OptionTree = nest(found.properties).get("limits", {})
-    return dict(limits)
-
-
-def _is_limit(key: str) -> bool:
-    return key.startswith(("bps-", "iops-"))
+def _group(name: object, limits: Mapping[str, int]) -> Group:
+    if name is None and not limits:
+        raise InvalidArgument("Please specify a throttle group")
+    if name is None:
+        return _new_group(limits)
+    return define_group(str(name), limits) if limits else group_named(str(name))
 
 
 DRIVER = Driver(name="throttle", kind=FILTER, open=_open)

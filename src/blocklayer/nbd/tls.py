@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.options import parse_bool
@@ -85,9 +85,7 @@ def credentials(
         raise InvalidArgument(f"Parameter 'endpoint' does not accept value '{found}'")
     if found != endpoint:
         raise InvalidArgument(f"Expecting TLS credentials with a {endpoint} endpoint")
-    folder = properties.get("dir")
-    if not isinstance(folder, str) or not folder:
-        raise InvalidArgument("Missing 'dir' property value")
+    folder = _folder(properties)
     if properties.get("priority", "") not in _PRIORITIES:
         raise NotSupported(
             f"TLS priority '{properties['priority']}': priorities are GnuTLS's and mean nothing to"
@@ -97,6 +95,39 @@ def credentials(
         raise InvalidArgument(f"No secret with id '{properties['passwordid']}'")
     verify = parse_bool(properties.get("verify-peer", True), "verify-peer")
     return TlsCredentials(folder, endpoint, verify, password)
+
+
+def check_certificates(properties: Mapping[str, Any], password: Callable[[], str | None]) -> None:
+    """Whether a `tls-creds-x509` object can be used. Raises `InvalidArgument`.
+
+    password  asked for if there is a key that it might belong to
+    """
+    server = properties.get("endpoint", CLIENT) == SERVER
+    creds = TlsCredentials(_folder(properties), SERVER if server else CLIENT)
+    creds.path("ca-cert.pem")
+    who = creds.endpoint
+    names = (f"{who}-cert.pem", f"{who}-key.pem")
+    if server:
+        for name in names:
+            creds.path(name)
+    if all(creds.has(name) for name in names):
+        creds = creds.replace(password=password())
+    if server:
+        server_context(creds)
+    else:
+        client_context(creds, check_hostname=False)
+
+
+def check_shared_keys(properties: Mapping[str, Any]) -> None:
+    """The same for a `tls-creds-psk` object."""
+    TlsCredentials(_folder(properties), CLIENT).path("keys.psk")
+
+
+def _folder(properties: Mapping[str, Any]) -> str:
+    folder = properties.get("dir")
+    if not isinstance(folder, str) or not folder:
+        raise InvalidArgument("Missing 'dir' property value")
+    return folder
 
 
 def server_context(creds: TlsCredentials) -> ssl.SSLContext:

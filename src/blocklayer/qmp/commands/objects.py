@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 FAMILY = Family("Objects")
 
-_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
-
 
 @FAMILY.command("object-add", schema.Objects)
 def object_add(context: Context, arguments: Any) -> None:
@@ -30,23 +27,7 @@ def object_add(context: Context, arguments: Any) -> None:
 def add_object(definition: Any) -> None:
     """Define a declared object."""
     properties: dict[str, Any] = msgspec.to_builtins(definition)
-    kind, name = properties.pop("qom-type"), properties.pop("id")
-    if not _IDENTIFIER.fullmatch(name):
-        raise QmpError("Parameter 'id' expects an identifier")
-    if objects.find(name) is not None:
-        raise QmpError(f"attempt to add duplicate property '{name}' to object (type 'container')")
-    if isinstance(definition, schema.Secret):
-        _check_secret(definition)
-    objects.define(objects.UserObject(kind, name, properties))
-
-
-def _check_secret(secret: schema.Secret) -> None:
-    if secret.keyid is not None or secret.iv is not None:
-        raise QmpError("Encrypted secrets are not supported")
-    if secret.data is None and secret.file is None:
-        raise QmpError("Either 'file' or 'data' must be provided")
-    if secret.data is not None and secret.file is not None:
-        raise QmpError("'file' and 'data' are mutually exclusive")
+    objects.add(properties.pop("qom-type"), properties.pop("id"), properties)
 
 
 @FAMILY.command("object-del", monitor.ObjectDel)

@@ -247,7 +247,7 @@ class Nbd(Blockdev, kw_only=True, tag="nbd"):
 class ThrottleFilter(Blockdev, kw_only=True, tag="throttle"):
     """A filter that holds requests to limits.
 
-    throttle-group  the object, or the name, of the limits
+    throttle-group  the object that has the limits
     file            what requests are passed on to
     """
 

@@ -161,13 +161,57 @@ class Limits(Members, kw_only=True):
 class ThrottleGroup(Object, kw_only=True, tag="throttle-group"):
     """Limits that several nodes share.
 
-    limits  the limits
+    limits                   the limits
+    x-iops-total             over what limits says
+    x-iops-total-max         over what limits says
+    x-iops-total-max-length  over what limits says
+    x-iops-read              over what limits says
+    x-iops-read-max          over what limits says
+    x-iops-read-max-length   over what limits says
+    x-iops-write             over what limits says
+    x-iops-write-max         over what limits says
+    x-iops-write-max-length  over what limits says
+    x-bps-total              over what limits says
+    x-bps-total-max          over what limits says
+    x-bps-total-max-length   over what limits says
+    x-bps-read               over what limits says
+    x-bps-read-max           over what limits says
+    x-bps-read-max-length    over what limits says
+    x-bps-write              over what limits says
+    x-bps-write-max          over what limits says
+    x-bps-write-max-length   over what limits says
+    x-iops-size              over what limits says
     """
 
     limits: Limits | None = None
+    x_iops_total: Int | None = None
+    x_iops_total_max: Int | None = None
+    x_iops_total_max_length: Int | None = None
+    x_iops_read: Int | None = None
+    x_iops_read_max: Int | None = None
+    x_iops_read_max_length: Int | None = None
+    x_iops_write: Int | None = None
+    x_iops_write_max: Int | None = None
+    x_iops_write_max_length: Int | None = None
+    x_bps_total: Int | None = None
+    x_bps_total_max: Int | None = None
+    x_bps_total_max_length: Int | None = None
+    x_bps_read: Int | None = None
+    x_bps_read_max: Int | None = None
+    x_bps_read_max_length: Int | None = None
+    x_bps_write: Int | None = None
+    x_bps_write_max: Int | None = None
+    x_bps_write_max_length: Int | None = None
+    x_iops_size: Int | None = None
 
 
-class Iothread(Object, kw_only=True, tag="iothread"):
+class _Loop(Object, kw_only=True):
+    aio_max_batch: Int | None = None
+    thread_pool_min: Int | None = None
+    thread_pool_max: Int | None = None
+
+
+class Iothread(_Loop, kw_only=True, tag="iothread"):
     """Accepted, as QEMU's command lines have it; requests have threads anyway.
 
     poll-max-ns      accepted
@@ -181,11 +225,46 @@ class Iothread(Object, kw_only=True, tag="iothread"):
     poll_max_ns: Int | None = None
     poll_grow: Int | None = None
     poll_shrink: Int | None = None
-    aio_max_batch: Int | None = None
-    thread_pool_min: Int | None = None
-    thread_pool_max: Int | None = None
+
+
+class MainLoop(_Loop, kw_only=True, tag="main-loop"):
+    """Accepted, as an iothread is.
+
+    aio-max-batch    accepted
+    thread-pool-min  accepted
+    thread-pool-max  accepted
+    """
+
+
+class TlsAnonymous(_Tls, kw_only=True, tag="tls-creds-anon"):
+    """TLS without certificates: accepted, but not to be used.
+
+    endpoint     for which side of a connection
+    dir          accepted
+    verify-peer  accepted
+    priority     accepted
+    """
+
+
+class TlsCipherSuites(Object, kw_only=True, tag="tls-cipher-suites"):
+    """Accepted, as QEMU's command lines have it.
+
+    priority  GnuTLS's name of the ciphers
+    """
+
+    priority: str | None = None
 
 
 Objects: TypeAlias = (
-    AuthzList | AuthzListFile | AuthzSimple | Iothread | Secret | ThrottleGroup | TlsPsk | TlsX509
+    AuthzList
+    | AuthzListFile
+    | AuthzSimple
+    | Iothread
+    | MainLoop
+    | Secret
+    | ThrottleGroup
+    | TlsAnonymous
+    | TlsCipherSuites
+    | TlsPsk
+    | TlsX509
 )
