@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,46 @@ def test_an_event_that_there_is_not(image: Path, capsys: pytest.CaptureFixture[s
     )
     warning = "blk: warning: trace event 'qed_nonsense' does not exist\n"
     assert capsys.readouterr().err == warning
+
+
+@pytest.mark.parametrize(
+    "trace", ["nosuch", "enable=nosuch", "-nosuch", "qed_nosuch", "qed_nosuc?", "-", "nosuch*", ""]
+)
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
+def test_an_unknown_event_is_warned_of_as_by_qemu(
+    image: Path, capsys: pytest.CaptureFixture[str], trace: str
+) -> None:
+    words = ["-T", trace, "info", "-f", "qed", str(image)]
+    theirs = subprocess.run(
+        ["qemu-img", *words], capture_output=True, encoding="utf-8", check=False, timeout=60
+    )
+    assert main(words) == theirs.returncode == 0
+    assert capsys.readouterr().err == theirs.stderr.replace("qemu-img", "blk")
+
+
+def test_every_event_is_known(image: Path, tmp_path: Path) -> None:
+    """What is announced can be asked for by its name."""
+    overlay, log = tmp_path / "overlay.qed", tmp_path / "log"
+    blocklayer.create(overlay, format="qed", backing=str(image), backing_format="qed")
+    commands = ("-c", "write 1000 64k", "-c", "read 0 1M", "-c", "write 0 512", "-c", "flush")
+    found = set()
+    for name in (overlay, image):
+        assert main(["-T", f"*,file={log}", "io", *commands, "-f", "qed", str(name)]) == 0
+        found |= {line.split()[1] for line in log.read_text().splitlines()}
+    assert {"qed_l2_update", "qed_cow_write", "qed_need_check_set"} <= found
+    assert found <= set(full_names())
+
+
+def test_events_are_taken_out_again(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "names").write_text("qed_*\n-qed_l2_*\nqed_none\n")
+    trace = f"events={tmp_path}/names"
+    assert main(["-T", trace, "io", "-c", "write -q 1k 1k", str(image)]) == 0
+    told = capsys.readouterr().err
+    assert f"blk: warning: {tmp_path}/names:3: trace event 'qed_none' does not exist\n" in told
+    assert " qed_write_aio " in told
+    assert " qed_l2_" not in told
 
 
 @pytest.mark.parametrize(("format", "ability"), [("qed", "native"), ("raw", "native")])

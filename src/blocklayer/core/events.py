@@ -69,10 +69,14 @@ def combined_sink(listeners: list[Sink]) -> Sink | None:
 
 
 class Tracer:
-    """Prints events whose full name (``qed_l2_update``) matches a shell pattern."""
+    """Prints events whose full name (``qed_l2_update``) matches a shell pattern.
+
+    but  patterns of those that it does not print after all
+    """
 
     def __init__(self, pattern: str, stream: TextIO | None = None) -> None:
         self._pattern = pattern
+        self.but: list[str] = []
         self._stream = stream if stream is not None else sys.stderr
         self._start = time.monotonic()
 
@@ -82,6 +86,8 @@ class Tracer:
 
         full_name = f"{node.driver}_{name}"
         if not fnmatch.fnmatchcase(full_name, self._pattern):
+            return
+        if any(fnmatch.fnmatchcase(full_name, pattern) for pattern in self.but):
             return
         text = " ".join(
             f"{key}={value:#x}" if isinstance(value, int) else f"{key}={value}"
