@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import blocklayer
 from blocklayer.base.buffers import Vector
 from blocklayer.base.errors import BlocklayerError
 from blocklayer.base.units import KiB, MiB
+from blocklayer.core import objects
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.graph import Graph
 from blocklayer.core.node import Node
+from blocklayer.filters.throttle import ThrottleNode
 
 SIZE = MiB
 
@@ -267,3 +270,34 @@ def test_filters_upon_filters(graph: Graph, tmp_path: Path) -> None:
             graph.remove_filter(filters[number])
             here.remove(filters[number])
         assert graph.find_top("s.raw") is node
+
+
+def test_a_throttle_goes_to_another_group(graph: Graph) -> None:
+    """All or nothing, and requests wait for the limits of the group that there is."""
+    graph.add({"driver": "memory", "node-name": "m", "size": SIZE})
+    for name, most in (("slow", 10), ("fast", 10**9)):
+        objects.add("throttle-group", name, {"limits": {"iops-total": most}})
+
+    def throttle(group: str) -> dict[str, Any]:
+        return {"driver": "throttle", "node-name": "t", "file": "m", "throttle-group": group}
+
+    try:
+        graph.add(throttle("slow"))
+        node = graph.find("t")
+        assert isinstance(node, ThrottleNode)
+        assert refusal(lambda: graph.reopen([throttle("fast"), raw("m", "t")]))
+        assert node.group.definition is objects.find("slow")
+        assert graph.entry("t").settings.options["throttle-group"] == "slow"
+        words = "Throttle group 'zz' does not exist"
+        assert refusal(lambda: graph.reopen([throttle("zz")])) == words
+        with graph.open_disk("t", writable=True) as disk:
+            graph.reopen([throttle("fast")])
+            start = time.monotonic()
+            for _ in range(100):
+                disk.write(0, b"x")
+            assert time.monotonic() - start < 5
+        assert node.group.definition is objects.find("fast")
+        assert graph.entry("t").settings.options["throttle-group"] == "fast"
+    finally:
+        for name in ("slow", "fast"):
+            objects.forget(name)

@@ -198,6 +198,86 @@ FILTERS = [
 ]
 
 
+def throttle(group: object, *, file: str = "n", **more: object) -> Step:
+    return step("blockdev-add", driver="throttle", node_name="t", file=file,
+                throttle_group=group, **more)  # fmt: skip
+
+
+def other_group(group: object, **more: object) -> dict[str, object]:
+    return {"driver": "throttle", "node-name": "t", "file": "n", "throttle-group": group, **more}
+
+
+THROTTLE_GROUPS = [
+    SERVER,
+    null("n"),
+    null("n2"),
+    step("object-add", qom_type="secret", id="s", data="x"),
+    step("object-add", qom_type="throttle-group", id="g", **{"x-iops-total": 10**9}),
+    step("object-add", qom_type="throttle-group", id="g2", limits={"iops-total": 10**9}),
+    throttle("typo"),
+    throttle(""),
+    throttle("s"),
+    throttle(5),
+    throttle("g", file="nosuch"),
+    throttle("g", limits={"bps-total": 5}),
+    throttle("g"),
+    export("e", "t", writable=True),
+    step("object-del", id="g"),
+    step("blockdev-reopen", options=[other_group("typo")]),
+    step("blockdev-reopen", options=[other_group("s")]),
+    step("blockdev-reopen", options=[other_group("g2", foo=1)]),
+    step("blockdev-reopen", options=[other_group("g2"), {"driver": "null-co", "node-name": "zz"}]),
+    step("object-del", id="g"),
+    step("blockdev-reopen", options=[other_group("g2")]),
+    step("object-del", id="g2"),
+    step("object-del", id="g"),
+    step("blockdev-reopen", options=[other_group("g")]),
+    step("blockdev-reopen", options=[other_group("g2", file="n2")]),
+    step("object-del", id="g2"),
+    step("block-export-del", id="e"),
+    step("blockdev-del", node_name="t"),
+    step("object-del", id="g2"),
+    *(
+        step("object-add", qom_type="throttle-group", id="w", **{kind: limits})
+        for kind, limits in (
+            ("limits", {"bps-total": 1, "bps-read": 1}),
+            ("limits", {"bps-total": -1}),
+            ("limits", {"bps-total": "1"}),
+            ("limits", {"speed": 1}),
+            ("limits", {"iops-size": 1}),
+            ("limits", {"bps-read-max": 1}),
+            ("limits", {"bps-read": 2, "bps-read-max": 1}),
+            ("limits", {"bps-read": 10**15 + 1}),
+            ("limits", {"bps-read": 1, "bps-read-max": 2, "bps-read-max-length": 2**32}),
+            ("x-bps-total", -1),
+            ("x-bps-total", "1"),
+            ("x-iops-size", 1),
+        )
+    ),
+    *(
+        step("object-add", id="w", **given)
+        for given in (
+            {"qom_type": "secret"},
+            {"qom_type": "secret", "file": "nosuch"},
+            {"qom_type": "secret", "data": "a!b", "format": "base64"},
+            {"qom_type": "secret", "data": "x", "keyid": "zz"},
+            {"qom_type": "secret", "data": "x", "keyid": "s"},
+            {"qom_type": "tls-creds-x509"},
+            {"qom_type": "tls-creds-x509", "dir": "nosuch", "endpoint": "zz"},
+            {"qom_type": "tls-creds-x509", "dir": "nosuch", "endpoint": "server"},
+            {"qom_type": "tls-creds-psk", "dir": "nosuch"},
+            {"qom_type": "authz-simple"},
+            {"qom_type": "authz-list", "policy": "zz"},
+            {"qom_type": "iothread", "poll-max-ns": -1},
+            {"qom_type": "iothread", "thread-pool-max": 0},
+            {"qom_type": "tls-cipher-suites"},
+            {"qom_type": "main-loop"},
+            {"qom_type": "main-loop"},
+        )
+    ),
+]
+
+
 def drive_backup(target: str, **more: object) -> Step:
     given = {"job_id": "j", "device": "s", "sync": "full", "auto_dismiss": False, **more}
     return step("drive-backup", target=target, **given)
@@ -327,6 +407,7 @@ GRAPH_SCRIPTS = {
     "snapshots": SNAPSHOTS,
     "reopening": REOPENING,
     "filters": FILTERS,
+    "throttle groups": THROTTLE_GROUPS,
     "drives": DRIVES,
     "amending": AMENDING,
     "internal snapshots": INTERNAL_SNAPSHOTS,

@@ -3,7 +3,8 @@
 
 Settings that are left out are what they are by default. ``backing`` may become another node or
 none. ``file`` may become another node that shows the same bytes: so a filter is put below a node
-that is in use, or taken out. Other options of a driver stay as they are.
+that is in use, or taken out. Of the other options, those may be others that their driver declares
+to be `changeable`.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ class _Plan:
     """What is to be done with one node.
 
     children  by role, those that are to be others
+    changes   options that the driver gives another value
     """
 
     def __init__(self, entry: Entry, settings: Settings) -> None:
         self.entry = entry
         self.settings = settings
         self.children: dict[str, Node | None] = {}
+        self.changes: OptionTree = {}
 
 
 def reopen(graph: Graph, options: Iterable[OptionTree]) -> None:
@@ -83,7 +86,11 @@ def _plan(graph: Graph, options: OptionTree) -> _Plan:
             continue
         if isinstance(value, dict) and (edge := _edge(graph, node, key)) is not None:
             known[key] = dict(graph.entry(edge.child).settings.options)
-        if known.get(key) != value:
+        if known.get(key) == value:
+            continue
+        if key in node.changeable:
+            plan.changes[key] = value
+        else:
             raise InvalidArgument(f"Cannot change the option '{_differing(key, known, value)}'")
     if settings.read_only and any(WRITE in use.needs for use in graph.uses(node)):
         raise InvalidArgument(f"Read-only block node '{name}' cannot support read-write users")
@@ -152,6 +159,10 @@ def _apply(graph: Graph, plan: _Plan, undoes: list[Undo], left: list[Node]) -> N
         else:
             assert child is not None
             _turn_file(graph, plan, child, undoes, left)
+    if plan.changes:
+        undoes.append(node.change(plan.changes))
+        options = {**plan.settings.options, **plan.changes}
+        plan.settings = plan.settings.replace(options=options)
     undoes.append(lambda: _set(graph, plan.entry, before))
     _set(graph, plan.entry, plan.settings)
 

@@ -26,6 +26,7 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 
+    from blocklayer.base.options import OptionTree
     from blocklayer.base.progress import Reporter, Watch
     from blocklayer.core.disk import Disk
     from blocklayer.core.hooks import WriteHooks
@@ -256,6 +257,13 @@ class Node:
             if role != "backing":
                 child.reopen(read_only)
         self.read_only = read_only
+
+    changeable: tuple[str, ...] = ()
+    """Options that `change` gives another value."""
+
+    def change(self, options: OptionTree) -> Callable[[], None]:
+        """Other values of `changeable` options, while no request is in flight; how to undo it."""
+        raise AssertionError(f"nothing of {self.driver} can change: {options}")
 
     def reporter(self, operation: str, total: int) -> Reporter:
         """What counts the node's own work for `watch`."""

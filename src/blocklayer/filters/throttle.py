@@ -33,6 +33,8 @@ from blocklayer.core.throttle_limits import KINDS, MEMBERS
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from blocklayer.core.objects import UserObject
 
 BRIM_SECONDS = 0.1
@@ -210,14 +212,30 @@ class ThrottleNode(FilterNode):
 
     driver = "throttle"
     delays = True
+    changeable = ("throttle-group",)
 
     def __init__(self, child: Node, limits: Group) -> None:
         super().__init__(child)
         self.group = limits
+        self._hurries = 0
 
     def hurry(self, on: bool) -> None:
         """As the group, whose requests pass in their order."""
+        self._hurries += 1 if on else -1
         self.group.hurry(on)
+
+    def change(self, options: OptionTree) -> Callable[[], None]:
+        """Another group."""
+        before = self.group
+        self._go_to(group_named(str(options["throttle-group"])))
+        return lambda: self._go_to(before)
+
+    def _go_to(self, group: Group) -> None:
+        """Whoever makes requests hurry, and will end that, means those of the group of then."""
+        before, self.group = self.group, group
+        for _ in range(self._hurries):
+            group.hurry(True)
+            before.hurry(False)
 
     def readv(self, offset: int, vector: Vector) -> None:
         """Wait, then read."""
