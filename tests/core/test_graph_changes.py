@@ -301,3 +301,36 @@ def test_a_throttle_goes_to_another_group(graph: Graph) -> None:
     finally:
         for name in ("slow", "fast"):
             objects.forget(name)
+
+
+def test_a_raw_node_that_nobody_uses_gets_another_window(graph: Graph, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 16
+    (tmp_path / "f").write_bytes(content)
+    graph.add({"driver": "file", "node-name": "f", "filename": str(tmp_path / "f")})
+    options = {"driver": "raw", "node-name": "r", "file": "f"}
+    graph.add({**options, "offset": 0})
+
+    def shown() -> bytes:
+        with graph.open_disk("r") as disk:
+            return bytes(disk.read(0, disk.size))
+
+    for window in ({"offset": 512}, {"offset": 512, "size": 1024}, {"size": 512}, {}):
+        graph.reopen([{**options, **window}])
+        start = window.get("offset", 0)
+        expected = content[start : start + window.get("size", len(content))]
+        assert shown() == expected
+    for wrong in ({"offset": 8192}, {"size": 1000}, {"offset": 512, "size": 4096}):
+        assert refusal(lambda: graph.reopen([{**options, **wrong}]))  # noqa: B023
+        assert shown() == content
+    other = {"driver": "raw", "node-name": "s", "file": "f", "offset": 512}
+    graph.add(other)
+    broken = {"driver": "raw", "node-name": "s", "file": "s"}
+    assert refusal(lambda: graph.reopen([{**options, "size": 512}, broken]))
+    assert shown() == content
+    words = "Cannot change the option 'offset' of a node that is in use"
+    with graph.open_disk("r") as disk:
+        assert refusal(lambda: graph.reopen([{**options, "offset": 512}])) == words
+        graph.reopen([{**options, "discard": "unmap"}])
+        assert disk.size == len(content)
+    graph.add({"driver": "raw", "node-name": "above", "file": "r"})
+    assert refusal(lambda: graph.reopen([{**options, "offset": 512}])) == words

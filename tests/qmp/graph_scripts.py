@@ -198,6 +198,26 @@ FILTERS = [
 ]
 
 
+def window(**given: object) -> Step:
+    return step(
+        "blockdev-reopen", options=[{"driver": "raw", "node-name": "r", "file": "n"} | given]
+    )
+
+
+WINDOWS = [
+    null("n"),
+    step("blockdev-add", driver="raw", node_name="r", file="n", offset=4096),
+    *(
+        each
+        for given in ({"offset": 8192}, {"offset": 512, "size": 4096}, {"size": 512}, {"offset": 1})
+        for each in (window(**given), step("query-named-block-nodes"))
+    ),
+    window(),
+    step("block-dirty-bitmap-add", node="r", name="b"),
+    step("query-named-block-nodes", flat=True),
+]
+
+
 def throttle(group: object, *, file: str = "n", **more: object) -> Step:
     return step("blockdev-add", driver="throttle", node_name="t", file=file,
                 throttle_group=group, **more)  # fmt: skip
@@ -407,6 +427,7 @@ GRAPH_SCRIPTS = {
     "snapshots": SNAPSHOTS,
     "reopening": REOPENING,
     "filters": FILTERS,
+    "windows": WINDOWS,
     "throttle groups": THROTTLE_GROUPS,
     "drives": DRIVES,
     "amending": AMENDING,

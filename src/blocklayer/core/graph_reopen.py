@@ -36,14 +36,14 @@ class _Plan:
     """What is to be done with one node.
 
     children  by role, those that are to be others
-    changes   options that the driver gives another value
+    changes   all options that the driver can give another value, if one of them gets one
     """
 
     def __init__(self, entry: Entry, settings: Settings) -> None:
         self.entry = entry
         self.settings = settings
         self.children: dict[str, Node | None] = {}
-        self.changes: OptionTree = {}
+        self.changes: OptionTree | None = None
 
 
 def reopen(graph: Graph, options: Iterable[OptionTree]) -> None:
@@ -86,15 +86,28 @@ def _plan(graph: Graph, options: OptionTree) -> _Plan:
             continue
         if isinstance(value, dict) and (edge := _edge(graph, node, key)) is not None:
             known[key] = dict(graph.entry(edge.child).settings.options)
-        if known.get(key) == value:
-            continue
-        if key in node.changeable:
-            plan.changes[key] = value
-        else:
+        if known.get(key) != value and key not in node.changeable:
             raise InvalidArgument(f"Cannot change the option '{_differing(key, known, value)}'")
+    _plan_changes(graph, plan, known, options)
     if settings.read_only and any(WRITE in use.needs for use in graph.uses(node)):
         raise InvalidArgument(f"Read-only block node '{name}' cannot support read-write users")
     return plan
+
+
+def _plan_changes(graph: Graph, plan: _Plan, known: OptionTree, options: OptionTree) -> None:
+    """Other values of options that the driver declares to be changeable; left out is default."""
+    node = plan.entry.node
+    before, after = (
+        {k: tree[k] for k, default in node.changeable.items() if tree.get(k, default) != default}
+        for tree in (known, options)
+    )
+    if before == after:
+        return
+    used = plan.entry.disks or plan.entry.blocked or graph.parents(node) or node.hooks
+    if used and not node.changes_in_use:
+        key = next(key for key in node.changeable if before.get(key) != after.get(key))
+        raise InvalidArgument(f"Cannot change the option '{key}' of a node that is in use")
+    plan.changes = after
 
 
 def _differing(key: str, known: OptionTree, value: object) -> str:
@@ -159,9 +172,10 @@ def _apply(graph: Graph, plan: _Plan, undoes: list[Undo], left: list[Node]) -> N
         else:
             assert child is not None
             _turn_file(graph, plan, child, undoes, left)
-    if plan.changes:
+    if plan.changes is not None:
         undoes.append(node.change(plan.changes))
-        options = {**plan.settings.options, **plan.changes}
+        others = {k: v for k, v in plan.settings.options.items() if k not in node.changeable}
+        options = {**others, **plan.changes}
         plan.settings = plan.settings.replace(options=options)
     undoes.append(lambda: _set(graph, plan.entry, before))
     _set(graph, plan.entry, plan.settings)

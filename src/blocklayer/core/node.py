@@ -11,7 +11,7 @@ alignment; a protocol that needs alignment says so in `limits`, and `core/paddin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakSet
 
 from blocklayer.base.buffers import Vector
@@ -258,11 +258,13 @@ class Node:
                 child.reopen(read_only)
         self.read_only = read_only
 
-    changeable: tuple[str, ...] = ()
-    """Options that `change` gives another value."""
+    changeable: Mapping[str, object] = {}
+    """Options that `change` gives another value, with their defaults."""
+    changes_in_use = False
+    """Whether it does so also while somebody uses the node."""
 
     def change(self, options: OptionTree) -> Callable[[], None]:
-        """Other values of `changeable` options, while no request is in flight; how to undo it."""
+        """Other values of all `changeable` options, while no request is in flight; the undo."""
         raise AssertionError(f"nothing of {self.driver} can change: {options}")
 
     def reporter(self, operation: str, total: int) -> Reporter:

@@ -212,7 +212,8 @@ class ThrottleNode(FilterNode):
 
     driver = "throttle"
     delays = True
-    changeable = ("throttle-group",)
+    changeable = {"throttle-group": None}  # noqa: RUF012  # never changed
+    changes_in_use = True
 
     def __init__(self, child: Node, limits: Group) -> None:
         super().__init__(child)
@@ -227,7 +228,7 @@ class ThrottleNode(FilterNode):
     def change(self, options: OptionTree) -> Callable[[], None]:
         """Another group."""
         before = self.group
-        self._go_to(group_named(str(options["throttle-group"])))
+        self._go_to(_group(options.get("throttle-group"), {}))
         return lambda: self._go_to(before)
 
     def _go_to(self, group: Group) -> None:

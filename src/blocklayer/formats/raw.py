@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from blocklayer.base.align import align_up
@@ -39,15 +39,19 @@ class RawNode(FormatNode):
 
     driver = "raw"
     recurse_status = True
+    changeable = {"offset": 0, "size": None}  # noqa: RUF012  # never changed
 
     def __init__(
         self, file: Node, *, read_only: bool, offset: int = 0, size: int | None = None
     ) -> None:
         super().__init__(file, read_only=read_only)
         self._first_sector = threading.Lock()
-        self._offset = offset
-        self._windowed = bool(offset) or size is not None
-        self._ends_inside = size is not None
+        self._look_through(offset, size)
+
+    def _look_through(self, offset: int, size: int | None) -> None:
+        """The window. Raises `InvalidArgument` if the file has no such place."""
+        file = self.file
+        windowed, ends_inside = bool(offset) or size is not None, size is not None
         available = file.size - offset
         if size is None:
             size = align_up(max(available, 0), SECTOR)
@@ -58,7 +62,18 @@ class RawNode(FormatNode):
             )
         if available < 0:
             raise InvalidArgument(f"Offset {offset} lies behind the end of '{file.filename}'")
-        self.size = size
+        self._offset, self._windowed, self.size = offset, windowed, size
+        self._ends_inside = ends_inside
+
+    def change(self, options: OptionTree) -> Callable[[], None]:
+        """Another window."""
+        before = self._offset, self._windowed, self.size, self._ends_inside
+        self._look_through(*_take_window(dict(options)))
+
+        def undo() -> None:
+            self._offset, self._windowed, self.size, self._ends_inside = before
+
+        return undo
 
     @property
     def zero_when_new(self) -> bool:
@@ -178,9 +193,14 @@ class RawNode(FormatNode):
         return {"offset": self._offset, "size": self.size} if self._windowed else {}
 
 
-def _open(opener: Opener, options: OptionTree) -> Node:
+def _take_window(options: OptionTree) -> tuple[int, int | None]:
+    """Offset and size, None for the rest of the file."""
     offset = parse_size(options.pop("offset", 0), "offset")
-    size = parse_size(options.pop("size")) if "size" in options else None
+    return offset, parse_size(options.pop("size")) if "size" in options else None
+
+
+def _open(opener: Opener, options: OptionTree) -> Node:
+    offset, size = _take_window(options)
     file = opener.open_child(options, "file")
     try:
         return RawNode(file, read_only=opener.flags.read_only, offset=offset, size=size)
