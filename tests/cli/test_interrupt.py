@@ -87,6 +87,7 @@ def test_a_target_that_was_there_stays(source: Path, tmp_path: Path, form: str) 
         words.insert(1, "--target-image-opts")
     process = subprocess.Popen([sys.executable, "-m", "blocklayer", *words], stderr=subprocess.PIPE)
     while target.read_bytes()[:4] != b"data":
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1].decode() == (

@@ -295,18 +295,25 @@ def test_an_image_in_use_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_places_where_no_file_can_be(tmp_path: Path) -> None:
-    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "dangling").symlink_to("missing/image")
     (tmp_path / "file").write_bytes(b"x")
     for name, words in (
         ("missing/image", "No such file"),
+        ("dangling", "No such file"),
         ("file/image", "Not a directory"),
         (".", "directory"),
-        ("dangling", "No such file"),
         ("x" * 300, "name too long"),
     ):
         with unchanged(tmp_path), pytest.raises(CreateError, match=words):
             blocklayer.create(tmp_path / name, size=512)
     assert (tmp_path / "dangling").is_symlink()
+
+
+def test_where_a_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("image")
+    blocklayer.create(tmp_path / "link", size=512)
+    assert (tmp_path / "image").stat().st_size == 512
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_without_permission(

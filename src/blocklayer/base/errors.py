@@ -130,8 +130,14 @@ class Refused(OpenError, eq=False):
 class CreateError(_OnFile, eq=False):
     """An image could not be created; nothing was left behind."""
 
+    code: int = _errno.EINVAL
+
     template = "{filename}: {message}"
-    errno = _errno.EINVAL
+
+    @property
+    def errno(self) -> int:  # type: ignore[override]
+        """The reason's errno."""
+        return self.code
 
 
 class FormatError(_OnFile, eq=False):

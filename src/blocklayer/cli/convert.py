@@ -141,7 +141,7 @@ def run(arguments: Arguments) -> int:
     cache = cache_name(arguments, "target-cache", "unsafe")
     source_cache = cache_name(arguments, "source-cache", "writeback", what="source ")
     by_options = "target-image-opts" in arguments
-    if "n" not in arguments:
+    if "no-create" not in arguments:
         check_target(target)
     target_format = None if by_options else arguments.last("target-format", "raw")
     check_sizes(target_format or "", options)

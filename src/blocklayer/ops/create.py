@@ -63,9 +63,9 @@ def create(
             return _create_on_export(path, format, size, backing, backing_format, options)
         target = path_of(filename)
     except OpenError as error:
-        raise CreateError(error.message, path) from error
+        raise CreateError(error.message, path, error.code) from error
     except BlocklayerError as error:
-        raise CreateError(str(error), path) from error
+        raise CreateError(str(error), path, error.errno) from error
     try:
         hints = take_hints(options)
         resolved = _resolve(
@@ -74,7 +74,7 @@ def create(
     except Refused:
         raise
     except BlocklayerError as error:
-        raise CreateError(str(error), path) from error
+        raise CreateError(str(error), path, error.errno) from error
     driver = drivers.load(format)
     assert driver.create is not None
     _make(target, path, driver, resolved, locking, hints)
@@ -223,12 +223,14 @@ def _make(
     locking: str,
     hints: dict[str, Any],
 ) -> None:
-    existed = os.path.lexists(target)
+    existed = os.path.exists(target)
     try:
         if not existed:
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            place = os.path.realpath(target)  # a link may name what is not there yet
+            os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
     except OSError as error:
-        raise CreateError(f"Could not create '{shown}': {error.strerror}", shown) from None
+        code = error.errno or errno.EIO
+        raise CreateError(f"Could not create '{shown}': {error.strerror}", shown, code) from None
     spoilt = not existed
     try:
         storage = _open_storage(target, locking)
@@ -250,11 +252,11 @@ def _make(
         if spoilt:
             remove(target)
         if isinstance(error, IoError) and error.errno == errno.EFBIG:
-            raise CreateError(str(_too_large(driver)), shown) from error
+            raise CreateError(str(_too_large(driver)), shown, error.errno) from error
         if isinstance(error, (IoError, OpenError)):
-            raise CreateError(f"Could not create image: {error}", shown) from error
+            raise CreateError(f"Could not create image: {error}", shown, error.errno) from error
         if isinstance(error, NotSupported):
-            raise CreateError(str(error), shown) from error
+            raise CreateError(str(error), shown, error.errno) from error
         raise
 
 
@@ -293,9 +295,7 @@ def _open_storage(target: str, locking: str) -> Node:
 
 
 def remove(target: str) -> None:
-    """Take back a regular file, also one that a link leads to; devices stay."""
+    """Take back a regular file, also one that a link leads to; the link and devices stay."""
     with contextlib.suppress(OSError):
         if os.path.isfile(target):
             os.unlink(os.path.realpath(target))
-            if os.path.islink(target):
-                os.unlink(target)

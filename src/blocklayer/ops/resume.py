@@ -12,6 +12,7 @@ without a note is nobody's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
@@ -89,6 +90,7 @@ class Resumable:
         """The note of an earlier attempt, or a new one with a new partial target."""
         note = load(self.note_path, self.partial)
         _refuse_odd_target(self.partial)
+        _refuse_used(self.target)  # not only when everything is copied
         if note is None and os.path.lexists(self.partial):
             raise InvalidArgument(
                 f"'{self.partial}' is in the way, and '{self.note_path}' is not there to tell what"
@@ -101,6 +103,7 @@ class Resumable:
                 return note
         note = Note(self.job)
         self.save(note)
+        _make_like(self.partial, self.target)
         create(
             self.partial,
             format=self.job.format,
@@ -194,6 +197,42 @@ def _refuse_used(target: str) -> None:
     """An image that somebody uses stays: its user would go on with a file without a name."""
     if os.path.lexists(target):
         open_disk(target, mode="r+", format="raw").close()
+
+
+def _make_like(path: str, model: str) -> None:
+    """Make a file that is whose `model` is, and that no more may read: it is to replace that.
+
+    Nothing is done if there is no `model`. Raises `IoError`, and `NotSupported` for the owner.
+    """
+    if not os.path.lexists(model):
+        return
+    wanted = os.lstat(model)
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
+        try:
+            found = os.fstat(descriptor)
+            if (found.st_uid, found.st_gid) != (wanted.st_uid, wanted.st_gid):
+                os.fchmod(descriptor, 0o600)
+                os.fchown(descriptor, wanted.st_uid, wanted.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(wanted.st_mode))
+            if hasattr(os, "listxattr"):
+                _copy_attributes(model, descriptor)
+        finally:
+            os.close(descriptor)
+    except PermissionError:
+        raise NotSupported(
+            f"'{model}' has another owner, whom a new file cannot be given: a conversion into it"
+            " cannot be resumed"
+        ) from None
+    except OSError as error:
+        raise IoError.from_os(error, "create", path) from None
+
+
+def _copy_attributes(model: str, descriptor: int) -> None:
+    """Labels and lists of who may read, as far as the system lets us."""
+    for name in os.listxattr(model):
+        with contextlib.suppress(OSError):
+            os.setxattr(descriptor, name, os.getxattr(model, name))
 
 
 def _create_options(options: dict[str, Any]) -> dict[str, Any]:

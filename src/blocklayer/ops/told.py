@@ -25,7 +25,7 @@ def tell_of_target(error: BaseException, target: FilenameLike, *, made: bool) ->
     if isinstance(target, dict):
         target = str(getattr(target, "typed", "The target"))
     target = os.fspath(target)
-    if not made or os.path.lexists(target):
+    if not made or os.path.exists(target):
         error.add_note(f"'{target}' holds a part of the copy only: do not use it")
     else:
         error.add_note(f"'{target}' was not complete, and has been removed")
