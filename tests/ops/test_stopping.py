@@ -91,6 +91,8 @@ def test_repair(tmp_path: Path, rng: random.Random, repair: str) -> None:
         assert "can be started again" in error.__notes__[0]
         assert blocklayer.check(path).corruptions <= found.corruptions
         blocklayer.check(path, repair="all")
+        assert not blocklayer.check(path).corruptions
+        blocklayer.check(path, repair="leaks")
         assert blocklayer.check(path).clean
         assert content(path) == mended
 
