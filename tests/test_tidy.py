@@ -353,7 +353,7 @@ def test_a_dead_module_is_found() -> None:
         "formats/qed/driver.py": "",
         "testing/model.py": "",
         "testing/forgotten.py": "",
-        "cli/main.py": "",
+        "cli/start.py": "",
     }
     sources = [Source(PurePosixPath(f"{HERE}/{path}"), text) for path, text in texts.items()]
     test = "from blocklayer.testing.model import ModelDisk\nimport blocklayer.core.island"

@@ -24,6 +24,9 @@ from blocklayer.cli.parsing import (
 )
 from blocklayer.cli.progress import Running
 
+ALGORITHMS = ("sha256", "sha512", "sha3_256", "blake2b", "blake2s", "sha1", "md5")
+"""Those that are offered first; others of hashlib's work, too."""
+
 COMMAND = Command(
     "digest",
     "FILE",
@@ -31,7 +34,12 @@ COMMAND = Command(
     (
         FORMAT,
         OUTPUT,
-        Option("--algorithm", "NAME", "hash function, as Python's hashlib names it: sha256"),
+        Option(
+            "--algorithm",
+            "NAME",
+            "hash function, as Python's hashlib names it: sha256",
+            choices=ALGORITHMS,
+        ),
         Option("--flat", "", "hash all bytes in a row, as sha256sum does with a raw image"),
         Option("-m --parallel", "NUMBER", "threads, 1 to 64 (default: one a processor, at most 8)"),
         Option("-T --cache", "CACHE", "cache mode (default writeback)"),
@@ -79,8 +87,14 @@ def run(arguments: Arguments) -> int:
         print_json({"filename": arguments.names[0], **result.as_dict()})
     else:
         way = "" if result.kind == "flat" else f"{result.kind}-{result.algorithm}:"
-        print(f"{way}{result.digest}  {arguments.names[0]}")
+        print(_line(way + result.digest, arguments.names[0]))
     return 0
+
+
+def _line(digest: str, name: str) -> str:
+    """As sha256sum has it: no name can look like another line, and ``-c`` reads it."""
+    shown = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{'' if shown == name else chr(92)}{digest}  {shown}"
 
 
 def _threads(arguments: Arguments) -> int | None:

@@ -16,8 +16,9 @@ class Option:
 
     The first letter and the first long name are those it is known by; there may be others.
 
-    choices    all values there are; of other values, their name tells completion what they are:
-               FILE, FMT (a format), CACHE (a cache mode), OPTIONS (of a format), COMMAND (of io)
+    choices    the values there are, or are worth offering; of other values, their name tells
+               completion what they are: FILE, FMT (a format), CACHE (a cache mode), OPTIONS (of a
+               format), COMMAND (of io)
     group      the title it stands under in help and manual; a command's own have none
     optional   it has no value, but may be given one: --option=VALUE
     key        what those call it who ask for it, if not by its long name

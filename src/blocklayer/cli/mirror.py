@@ -38,7 +38,12 @@ COMMAND = Command(
         ),
         Option("-n --no-create", "", "write into a target that exists"),
         Option("--target-is-zero", "", "with -n: the target reads as zeroes everywhere"),
-        Option("--sync", "MODE", "full (default), or top: only what the image's own layer holds"),
+        Option(
+            "--sync",
+            "MODE",
+            "full (default), or top: only what the image's own layer holds",
+            choices=("full", "top"),
+        ),
         Option("--keep-space", "", "zeroes give no space of the target back"),
         Option("-r --rate-limit", "RATE", "at most so many bytes a second"),
         Option("-t --target-cache", "CACHE", "cache mode of the target (default writeback)"),
