@@ -37,12 +37,17 @@ def early(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names of the threads that have written."""
+    """Names of the threads that have written; the first one waits for another, once."""
     seen: set[str] = set()
+    another = threading.Event()
     original = _Copy._write
 
     def write(self: _Copy, load: Any) -> None:
         seen.add(threading.current_thread().name)
+        if len(seen) > 1:
+            another.set()
+        another.wait(2)
+        another.set()  # nobody waits again
         original(self, load)
 
     monkeypatch.setattr(_Copy, "_write", write)
