@@ -139,7 +139,7 @@ def print_object(progress: Progress, seconds: float) -> None:
     """One line for programs; docs/programs.md tells what the members mean."""
     import json
 
-    rate = int(progress.done / seconds) if seconds > 0 else 0
+    rate = int((progress.done - progress.skipped) / seconds) if seconds > 0 else 0
     left = (progress.total - progress.done) / rate if rate else None
     members = {
         "operation": progress.operation,
@@ -170,6 +170,7 @@ class Bar(Display):
             self._operation = progress.operation
             self._started = time.monotonic()
         if self._bar is not None:
+            self._bar.initial = progress.skipped  # of what the rate is not
             self._bar.update(progress.done - self._bar.n)
         elif time.monotonic() - self._started > PATIENCE_SECONDS:
             self._make(progress)
@@ -195,7 +196,8 @@ class Bar(Display):
             bar_format=None if columns >= COLUMNS_OF_BAR else NARROW,
         )
         self._bar.start_t = time.time() - (time.monotonic() - self._started)
-        self._bar.initial = 0  # the rate is that of the whole operation, not since the bar is there
+        # The rate is that of the whole operation, not since the bar is there.
+        self._bar.initial = progress.skipped
         self._bar.refresh()
 
     def _remove(self) -> None:

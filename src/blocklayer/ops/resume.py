@@ -324,7 +324,7 @@ def check_parts(
         if any(part_digest(Part(side, position, end), quiet).hex() != digest for side in sides):
             del note.parts[index:]
             break
-        reporter.advance(end - position)
+        reporter.advance(end - position, skipped=end - position)
         position = end
     if options.target_is_zero:
         # The copy leaves zeroes out, and an interrupted one has left data here.
