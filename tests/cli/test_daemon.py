@@ -200,9 +200,9 @@ def test_objects_that_are_listed_can_be_defined(tmp_path: Path) -> None:
     for kind in listed:
         _, _, errors = run(tmp_path, "--object", f"{kind},id=o,foo=1")
         assert "does not accept value" not in errors
-    code, _, errors = run(tmp_path, "--object", "main-loop,id=o")
+    code, _, errors = run(tmp_path, "--object", "thread-context,id=o")
     assert code == 1
-    assert errors.endswith("Parameter 'qom-type' does not accept value 'main-loop'\n")
+    assert errors.endswith("Parameter 'qom-type' does not accept value 'thread-context'\n")
 
 
 def test_pairs_and_trees_of_options() -> None:
