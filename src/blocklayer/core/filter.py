@@ -22,6 +22,9 @@ class FilterNode(Node):
     sees_every_write: ClassVar[bool] = False
     """Whether nobody may write to the child past this node."""
 
+    nameless: ClassVar[bool] = False
+    """Whether it belongs to what stands above it, and nobody else sees it."""
+
     reads_itself: ClassVar[bool] = False
     """Whether it reads the child when nobody above asks."""
 

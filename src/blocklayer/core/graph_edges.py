@@ -14,7 +14,6 @@ from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.core.padding import Padded
 from blocklayer.core.permissions import ALL, READ, READING, RESIZE, WRITE, Use
-from blocklayer.core.point_in_time import PointInTime
 
 
 class Edge(Record, frozen=True):
@@ -43,7 +42,7 @@ def public_children(node: Node) -> list[Node]:
     """Children that can have a name: not what stands directly below a `Padded`."""
     found: list[Node] = []
     for child in node.children.values():
-        hidden = isinstance(node, Padded) or isinstance(child, PointInTime)
+        hidden = isinstance(node, Padded) or _is_nameless(child)
         found += public_children(child) if hidden else [child]
     return found
 
@@ -51,9 +50,13 @@ def public_children(node: Node) -> list[Node]:
 def backing_of(node: Node) -> Node | None:
     """What an overlay lies over, of what can have a name."""
     below = node.backing if isinstance(node, FormatNode) else None
-    while isinstance(below, PointInTime):
+    while isinstance(below, FilterNode) and below.nameless:
         below = below.child
     return below
+
+
+def _is_nameless(node: Node) -> bool:
+    return isinstance(node, FilterNode) and node.nameless
 
 
 def turn(edge: Edge, new: Node) -> None:

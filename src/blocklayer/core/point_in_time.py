@@ -53,6 +53,7 @@ class PointInTime(FilterNode):
     """
 
     driver = "point-in-time"
+    nameless = True
 
     def __init__(self, child: Node, overlay: FormatNode, keeper: Keeper) -> None:
         super().__init__(child, role="backing")
