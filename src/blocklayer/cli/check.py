@@ -144,7 +144,7 @@ def run(arguments: Arguments) -> int:
 def _check(
     arguments: Arguments, image: tuple[str | OptionTree, str | None], repair: str, cache: str
 ) -> CheckResult:
-    from blocklayer.core.checking import PROBLEMS_KEPT
+    from blocklayer.core.node import PROBLEMS_KEPT
     from blocklayer.ops.check import check
 
     name, format_name = image

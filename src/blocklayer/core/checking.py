@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 from blocklayer.base.record import Record, fresh
-
-PROBLEMS_KEPT = 1000
-"""Problems described one by one; more are counted only, so that no image fills memory."""
+from blocklayer.core.node import PROBLEMS_KEPT
 
 
 class Repair(Record, frozen=True):

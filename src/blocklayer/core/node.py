@@ -18,7 +18,6 @@ from blocklayer.base.buffers import Vector
 from blocklayer.base.errors import BlocklayerError, NotSupported
 from blocklayer.base.extent import DATA
 from blocklayer.base.record import Record
-from blocklayer.core.checking import PROBLEMS_KEPT, CheckResult, Repair
 from blocklayer.core.events import Sink, combined_sink
 from blocklayer.core.requests import RangeLock, Retired, Tracker
 
@@ -28,10 +27,14 @@ if TYPE_CHECKING:
 
     from blocklayer.base.options import OptionTree
     from blocklayer.base.progress import Reporter, Watch
+    from blocklayer.core.checking import CheckResult, Repair
     from blocklayer.core.disk import Disk
     from blocklayer.core.hooks import WriteHooks
 
     T = TypeVar("T")
+
+PROBLEMS_KEPT = 1000
+"""Problems described one by one; more are counted only, so that no image fills memory."""
 
 # Flags of `zero`. Plain integers for the same reason as extent kinds.
 UNMAP: Final = 1

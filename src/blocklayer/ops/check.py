@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, NotSupported, TooDamaged
 from blocklayer.base.progress import CancelToken, ProgressCallback, Watch
 from blocklayer.base.record import Record
-from blocklayer.core.checking import PROBLEMS_KEPT, CheckResult, Repair, RepairPlan
+from blocklayer.core.checking import CheckResult, Repair, RepairPlan
 from blocklayer.core.names import FilenameLike
-from blocklayer.core.node import FormatNode
+from blocklayer.core.node import PROBLEMS_KEPT, FormatNode
 from blocklayer.core.opening import Opener, OpenFlags, cache_mode
 
 TYPE_CHECKING = False  # importing typing costs start-up time

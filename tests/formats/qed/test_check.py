@@ -7,7 +7,8 @@ import pytest
 
 from blocklayer.base.errors import NotSupported
 from blocklayer.base.units import MiB
-from blocklayer.core.checking import PROBLEMS_KEPT, Repair
+from blocklayer.core.checking import Repair
+from blocklayer.core.node import PROBLEMS_KEPT
 from blocklayer.filters.fault import FaultNode
 from blocklayer.filters.fault_rules import READ, InjectError
 from blocklayer.formats.qed.cluster_map import ClusterMap
