@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -161,3 +162,4 @@ def test_real_files(
 def test_everything(seed: int, cluster_size: int, table_size: int, depth: int, liar: str) -> None:
     for turn in range(10):
         run_chain(seed + turn, cluster_size, table_size, depth, LIARS[liar])
+        gc.collect()  # images in memory, of clusters of 64 MiB, are gigabytes
