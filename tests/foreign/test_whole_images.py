@@ -158,8 +158,14 @@ def test_sparse_sizes(
     if sparse_size <= 64 * KiB:
         # We count whole blocks, QEMU any run of that length; it matters for large blocks only.
         assert disk_space(ours) <= disk_space(theirs) * 1.05 + 64 * KiB
-    if target_format == "raw":
+    if target_format == "raw" and sparse_size <= 64 * KiB:
         assert disk_space(ours) >= disk_space(theirs) * 0.8
+    elif target_format == "raw":
+        # A block of holes and zeroes is left out here; there, zeroes beside holes are short runs.
+        dense = sum(
+            count for start, count in pieces(len(content), 4 * KiB) if any(content[start:][:count])
+        )
+        assert disk_space(ours) >= dense
     elif sparse_size <= 64 * KiB:
         assert clusters(ours) <= clusters(theirs)
         if not sparse_size:
