@@ -124,7 +124,6 @@ def test_targets_side_by_side(
     found = []
     for tool in ("qemu-img", "blk"):
         stored.write_bytes(b"old!" * 4 * MiB)
-        address.unlink(missing_ok=True)  # that of the server before: nobody listens there
         with running(qemu_nbd(address, stored, "-f", "raw"), address) as target:
             names = {name: str(tmp_path / name) for name in ("small", "large")}
             argv = [word.format(uri=target.uri, **names) for word in line.split()]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """NBD servers of others, each on a Unix socket of its own."""
 
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -27,11 +28,18 @@ class Peer:
         with (self.socket.parent / f"{self.socket.name}.log").open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS
-        while not self.socket.exists():
+        while not self._listens():
             log_text = (self.socket.parent / f"{self.socket.name}.log").read_text("utf-8")
             assert self._process.poll() is None, log_text
             assert time.monotonic() < deadline, "the server does not start"
             time.sleep(0.01)
+
+    def _listens(self) -> bool:
+        """A socket can be seen before anybody listens on it, but nbdkit's."""
+        if not self.socket.exists() or self._command[0] == "nbdkit":
+            return self.socket.exists()
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def kill(self) -> None:
         if self._process is not None:
