@@ -25,6 +25,7 @@ from blocklayer.cli.io_session import Opening, Session, fault_node
 from blocklayer.cli.numbers import integer_argument
 from blocklayer.cli.parsing import Arguments, cache_name
 from blocklayer.core.disk import Disk
+from blocklayer.core.modes import DISCARD_MODES, take_modes
 from blocklayer.core.node import Node
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -51,7 +52,6 @@ OPEN_OPTIONS = (
     Option("-U", "", "open although somebody else writes to the image"),
 )
 
-_DISCARD_MODES = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
 _AIO_MODES = ("threads", "native", "io_uring")
 
 
@@ -59,7 +59,7 @@ def opening_from(arguments: Arguments, path: str, *, image_opts: bool = False) -
     """How to open, as `open` and the program itself are told by the same options."""
     cache = cache_name(arguments, "t", "none" if "n" in arguments else "writethrough")
     discard = arguments.last("d", "unmap")
-    if discard not in _DISCARD_MODES:
+    if discard not in DISCARD_MODES:
         raise Failure(f"Invalid discard option: {discard}")
     aio = "native" if "k" in arguments else arguments.last("i", "threads")
     if aio not in _AIO_MODES:
@@ -76,7 +76,7 @@ def opening_from(arguments: Arguments, path: str, *, image_opts: bool = False) -
         image_opts=image_opts,
         read_only="r" in arguments,
         cache=cache,
-        discard=_DISCARD_MODES[discard],
+        discard=DISCARD_MODES[discard],
         force_share="U" in arguments,
         snapshot="s" in arguments,
         copy_on_read="C" in arguments,
@@ -128,8 +128,6 @@ def _reopen(session: Session, call: Call) -> None:
 
 def _changed_modes(disk: Disk, options: OptionTree) -> OptionTree:
     """Take what a reopening says of discards and zeroes; nothing else of it needs the file."""
-    from blocklayer.core.modes import take_modes
-
     before = (disk.discard_mode, disk.detect_zeroes)
     modes = take_modes(options, *before)
     _take_auto_read_only(options)
@@ -144,8 +142,6 @@ def _take_auto_read_only(options: OptionTree) -> None:
 
 def _require_as_it_is(node: Node, name: str, value: object) -> None:
     """Raise `Failure` for an option that would be another one."""
-    from blocklayer.core.modes import take_modes
-
     child = node.children.get(name)
     if name in ("file", "backing") and isinstance(value, str):
         raise Failure(f"Cannot find device='' nor node-name='{value}'")

@@ -22,7 +22,7 @@ from blocklayer.base.extent import Extent
 from blocklayer.core import io as core_io
 from blocklayer.core import mapping
 from blocklayer.core.detect import detection_unit, may_hold_zeroes, zero_detected
-from blocklayer.core.modes import UNMAP_NEEDS_DISCARD
+from blocklayer.core.modes import check_modes
 from blocklayer.core.node import ALLOCATE, NO_FALLBACK, UNMAP, FormatNode, Inline, Lookup, Node
 from blocklayer.core.requests import Retired
 
@@ -52,18 +52,6 @@ _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 VECTOR_MAX = 1024
 """Buffers that one system call takes on every system."""
-
-
-def check_modes(discard: str, detect_zeroes: str) -> None:
-    """Raise `InvalidArgument` for modes that do not exist, or not together."""
-    if discard not in ("ignore", "unmap"):
-        raise InvalidArgument(f"Invalid discard mode '{discard}': use 'ignore' or 'unmap'")
-    if detect_zeroes not in ("off", "on", "unmap"):
-        raise InvalidArgument(
-            f"Invalid detect-zeroes mode '{detect_zeroes}': use 'off', 'on' or 'unmap'"
-        )
-    if detect_zeroes == "unmap" and discard != "unmap":
-        raise InvalidArgument(UNMAP_NEEDS_DISCARD)
 
 
 class Disk:

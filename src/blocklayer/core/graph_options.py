@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, OpenError
 from blocklayer.base.options import OptionTree, nest, parse_bool
 from blocklayer.base.record import Record
-from blocklayer.core.disk import check_modes
 from blocklayer.core.graph_edges import detach
+from blocklayer.core.modes import DISCARD_MODES, check_modes
 from blocklayer.core.node import Node
 from blocklayer.core.node_names import check_name
 from blocklayer.core.opening import CacheMode, Opener, OpenFlags
@@ -134,7 +134,7 @@ def take_settings(options: OptionTree, parent: Settings, *, backing: bool = Fals
         return parse_bool(options.pop(name), name) if name in options else default
 
     discard = str(options.pop("discard", "ignore"))
-    discard = {"on": "unmap", "off": "ignore"}.get(discard, discard)
+    discard = DISCARD_MODES.get(discard, discard)
     detect = str(options.pop("detect-zeroes", "off"))
     check_modes(discard, detect)
     cache = options.pop("cache", {})

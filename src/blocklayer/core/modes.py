@@ -13,6 +13,21 @@ DISCARD_MODES = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "u
 DETECT_ZEROES_MODES = ("off", "on", "unmap")
 
 
+def check_modes(discard: str, detect_zeroes: str) -> None:
+    """Raise `InvalidArgument` for modes that do not exist, or not together."""
+    if discard not in DISCARD_MODES.values():
+        raise InvalidArgument(f"Invalid discard mode '{discard}': use 'ignore' or 'unmap'")
+    if detect_zeroes not in DETECT_ZEROES_MODES:
+        raise InvalidArgument(
+            f"Invalid detect-zeroes mode '{detect_zeroes}': use 'off', 'on' or 'unmap'"
+        )
+    if detect_zeroes == "unmap" and discard != "unmap":
+        raise InvalidArgument(
+            "setting detect-zeroes to unmap is not allowed without setting discard operation to"
+            " unmap"
+        )
+
+
 def take_modes(options: OptionTree, discard: str, detect_zeroes: str) -> tuple[str, str]:
     """Take ``discard`` and ``detect-zeroes``; what is not there is as given.
 
@@ -27,8 +42,7 @@ def take_modes(options: OptionTree, discard: str, detect_zeroes: str) -> tuple[s
         detect_zeroes = _word(options.pop("detect-zeroes"))
         if detect_zeroes not in DETECT_ZEROES_MODES:
             raise InvalidArgument(f"invalid parameter value: {detect_zeroes}")
-    if detect_zeroes == "unmap" and discard != "unmap":
-        raise InvalidArgument(UNMAP_NEEDS_DISCARD)
+    check_modes(discard, detect_zeroes)
     return discard, detect_zeroes
 
 
@@ -39,8 +53,3 @@ def _is_there(options: OptionTree, name: str) -> bool:
 def _word(value: object) -> str:
     """JSON may say true and false."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
-
-
-UNMAP_NEEDS_DISCARD = (
-    "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap"
-)
