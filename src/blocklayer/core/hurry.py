@@ -8,7 +8,7 @@ long as the limit likes, and everybody who wants to change something with it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from blocklayer.core.node import Node
 
@@ -16,15 +16,10 @@ from blocklayer.core.node import Node
 @contextmanager
 def hurried(nodes: Iterable[Node]) -> Iterator[None]:
     """Nothing on the nodes, or below them, delays requests meanwhile."""
-    begun: list[Node] = []
-    try:
+    with ExitStack() as stack:
         for node in _delaying(nodes):
-            begun.append(node)
-            node.hurry(True)
+            stack.callback(node.hurry())
         yield
-    finally:
-        for node in begun:
-            node.hurry(False)
 
 
 def _delaying(nodes: Iterable[Node]) -> list[Node]:

@@ -187,8 +187,9 @@ class Node:
     delays: ClassVar[bool] = False
     """Whether requests wait here for no other reason than a limit, and `hurry` ends that."""
 
-    def hurry(self, on: bool) -> None:
-        """Somebody waits for the requests in flight here, or does not any more."""
+    def hurry(self) -> Callable[[], None]:
+        """Somebody waits for the requests in flight here, until the result is called."""
+        raise AssertionError(f"nothing is delayed by {self.driver}")
 
     def discard(self, offset: int, length: int) -> None:
         """Hint that nobody needs the range; its content is undefined afterwards."""

@@ -115,12 +115,13 @@ class Group:
                 # In steps, so that limits that are lifted meanwhile are noticed.
                 time.sleep(min(wait, 0.1))
 
-    def hurry(self, on: bool) -> None:
-        """Somebody waits for requests in flight: all pass; later ones wait the longer for them."""
-        if on:
-            self._hurries.append(None)
-        else:
-            self._hurries.pop()
+    def hurry(self) -> Callable[[], None]:
+        """Somebody waits for requests in flight: all pass; later ones wait the longer for them.
+
+        Until the result is called.
+        """
+        self._hurries.append(None)
+        return self._hurries.pop
 
     def take_back(self, direction: str, length: int) -> None:
         """A request that was admitted has not happened: it comes again in another way."""
@@ -218,25 +219,15 @@ class ThrottleNode(FilterNode):
     def __init__(self, child: Node, limits: Group) -> None:
         super().__init__(child)
         self.group = limits
-        self._hurries = 0
 
-    def hurry(self, on: bool) -> None:
-        """As the group, whose requests pass in their order."""
-        self._hurries += 1 if on else -1
-        self.group.hurry(on)
+    def hurry(self) -> Callable[[], None]:
+        """As the group of now, whose requests pass in their order."""
+        return self.group.hurry()
 
     def change(self, options: OptionTree) -> Callable[[], None]:
         """Another group."""
-        before = self.group
-        self._go_to(_group(options.get("throttle-group"), {}))
-        return lambda: self._go_to(before)
-
-    def _go_to(self, group: Group) -> None:
-        """Whoever makes requests hurry, and will end that, means those of the group of then."""
-        before, self.group = self.group, group
-        for _ in range(self._hurries):
-            group.hurry(True)
-            before.hurry(False)
+        before, self.group = self.group, _group(options.get("throttle-group"), {})
+        return lambda: setattr(self, "group", before)
 
     def readv(self, offset: int, vector: Vector) -> None:
         """Wait, then read."""
