@@ -529,6 +529,18 @@ class Graph:
                 for each in self._stored_in(node):
                     self.refresh_above(each)
 
+    @contextmanager
+    def made_writable(self, node: Node) -> Iterator[None]:
+        """A node that may be read-only can be written to meanwhile."""
+        was_read_only = node.read_only
+        if was_read_only:
+            self.set_read_only(node, False)
+        try:
+            yield
+        finally:
+            if was_read_only:
+                self.set_read_only(node, True)
+
     def _stored_in(self, node: Node) -> list[Node]:
         """The node and all that `Node.reopen` opens again with it."""
         nodes = [node]

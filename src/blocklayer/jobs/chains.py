@@ -69,18 +69,12 @@ def store_backing(
     graph: Graph, overlay: FormatNode, backing: Node | None, name: str | None = None
 ) -> None:
     """Write into a header what lies below it from now on; the image may be read-only."""
-    was_read_only = overlay.read_only
-    if was_read_only:
-        graph.set_read_only(overlay, False)
-    try:
+    with graph.made_writable(overlay):
         stored = name
         if stored is None and backing is not None:
             stored = backing.filename
         overlay.change_backing(stored, None if backing is None else backing.driver)
         overlay.flush()
-    finally:
-        if was_read_only:
-            graph.set_read_only(overlay, True)
 
 
 def only_read_again(graph: Graph, node: Node) -> None:

@@ -192,8 +192,8 @@ def change_backing_file(context: Context, arguments: schema.ChangeBackingFile) -
     """Store another backing file's name in an image. What is open below it stays."""
     with context.graph.drained():  # of nothing yet: no job ends, and closes the image, meanwhile
         image = _layer(context.graph, arguments)
-        with context.graph.drained(image):
-            _store_backing(context.graph, image, arguments.backing_file)
+        with context.graph.drained(image), context.graph.made_writable(image):
+            image.change_backing(arguments.backing_file, image.backing_format)
 
 
 def _layer(graph: Graph, arguments: schema.ChangeBackingFile) -> FormatNode:
@@ -206,17 +206,6 @@ def _layer(graph: Graph, arguments: schema.ChangeBackingFile) -> FormatNode:
         raise QmpError(f"'{arguments.device}' and image file are not in the same chain")
     graph.require_unblocked(image)
     return image
-
-
-def _store_backing(graph: Graph, image: FormatNode, name: str) -> None:
-    was_read_only = image.read_only
-    if was_read_only:
-        graph.set_read_only(image, False)
-    try:
-        image.change_backing(name, image.backing_format)
-    finally:
-        if was_read_only:
-            graph.set_read_only(image, True)
 
 
 # --- write thresholds ---------------------------------------------------------------------------
