@@ -118,14 +118,12 @@ class Checker:
         problem = self.node.table_problem(table) or self._behind(table, self.geometry.table_bytes)
         place = self.node.header.l1_table_offset + index * ENTRY_SIZE
         if problem is not None:
-            self._corruption(
+            return self._impossible(
                 f"L1 entry {index}: the L2 table at {table:#x} {problem}",
                 "clear the entry: what the table mapped reads as unallocated",
                 place,
-                fixed=self.repair.errors,
                 **self._in_l1(index, table),
             )
-            return self._clears()
         if table in self._tables_seen:
             self._shared_table(index, table, place)
             return False
@@ -243,14 +241,12 @@ class Checker:
         }
         what = f"L2 entry {index} of table {l1_index} (guest offset {guest:#x}): the cluster at"
         if problem is not None:
-            self._corruption(
+            return self._impossible(
                 f"{what} {entry:#x} {problem}",
                 "clear the entry: the cluster reads as unallocated",
                 place,
-                fixed=self.repair.errors,
                 **where,
             )
-            return self._clears()
         if beyond:
             return self._beyond_the_end(what, entry, place, where)
         self._contest(entry)
@@ -266,10 +262,12 @@ class Checker:
         )
         return False
 
-    def _clears(self) -> bool:
-        """An entry points nowhere: whether the repair clears it."""
-        self.cleared = self.cleared or self.repair.errors
-        return self.repair.errors
+    def _impossible(self, message: str, remedy: str, place: int, **where: int) -> bool:
+        """Report an entry that points nowhere; whether it must be cleared."""
+        clears = self.repair.errors
+        self._corruption(message, remedy, place, fixed=clears, **where)
+        self.cleared = self.cleared or clears
+        return clears
 
     def _contest(self, cluster: int) -> None:
         """Somebody claims a cluster that is in use, perhaps by a table."""
