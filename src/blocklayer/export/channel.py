@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A connection's bytes: plain, or encrypted.
 
-One thread at a time receives, several send. Sending is serialised by the channel, so that answers
-of different threads do not mix.
+One thread receives, several send. Sending is serialised by the channel, so that answers of
+different threads do not mix.
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ class Channel:
         return self._socket.recv_into(view)
 
     def receive_soon(self, view: memoryview) -> int:
-        """As `receive_into`, for a client that waits for each answer before it asks again.
+        """As `receive_into`, for what a client is about to send.
 
-        Falling asleep and being woken costs more than its request: it is looked for awake, for a
-        moment, by one connection at a time, and as long as the client is quick.
+        It waits for each answer before it asks again, or is in the middle of a request. Falling
+        asleep and being woken costs more than that: it is looked for awake, for a moment, by one
+        connection at a time, and as long as the client is quick.
         """
         if self._is_quick and _awake.acquire(blocking=False):
             try:
@@ -95,15 +96,6 @@ class Channel:
             except BlockingIOError:
                 if time.perf_counter() > deadline:
                     return None
-
-    def has_more(self) -> bool:
-        """Whether something can be received at once; False if that cannot be told."""
-        if not _MAY_POLL:
-            return False
-        try:
-            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except OSError:
-            return False
 
     def send(self, data: Buffer) -> None:
         """Send all of one buffer."""
@@ -263,9 +255,6 @@ class _EncryptedChannel(Channel):
 
     def receive_soon(self, view: memoryview) -> int:
         return self.receive_into(view)
-
-    def has_more(self) -> bool:
-        return False
 
     def receive_into(self, view: memoryview) -> int:
         while True:

@@ -7,15 +7,13 @@
 
 Reads whose place is known in memory go straight from the page cache into the *arena*, the buffer
 that is sent, behind their headers. What would block goes to threads (`export/offload`) that answer
-on their own. Of writes that are large two threads take turns: while one writes, the other receives
-(`_receive_in_turn`). Requests that are in flight together have no order (the protocol's section on
+on their own. Requests that are in flight together have no order (the protocol's section on
 ordering), except that what is written is in place when it is answered.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 
@@ -40,15 +38,6 @@ SLOW_SECONDS = 0.001
 SLOW_RUN = 64
 """Reads after a slow one that are given to threads."""
 
-TURN_MIN = 128 * 1024
-"""Bytes that are written in one thread while another receives: less is done before it has woken."""
-
-TURN_ITEMS_MAX = 4
-"""Writes in them: many small ones would have the interpreter change hands all the time."""
-
-TURN_KEPT_MAX = 32 * 1024
-"""Bytes of the next request that are copied for that."""
-
 log = logging.getLogger("blocklayer.nbd")
 
 # Names of this module, since the loop over requests is counted in nanoseconds.
@@ -66,7 +55,7 @@ _READ_HEADS: dict[str, type[Layout]] = {
 
 
 class Session:
-    """Transmission with one client, in the thread that calls `run` and at most one beside it."""
+    """Transmission with one client, in the thread that calls `run`."""
 
     def __init__(self, channel: Channel, export: Export, choice: Choice) -> None:
         self._channel = channel
@@ -84,99 +73,36 @@ class Session:
         self._read_flags = wire.CMD_FLAG_FUA | (0 if self._simple else wire.CMD_FLAG_DF)
         self._slow_run = 0
         self._large: _LargeWrite | None = None
-        self._turn = threading.Lock()
-        """Held by the thread that receives; what it knows of the stream is its own till then."""
-        self._goes_on = True
-        self._spare: list[memoryview] = []
-        """Buffers to receive into."""
-        self._partner: threading.Thread | None = None
-        self._failure: OSError | None = None
-        """What ended the partner."""
         self.problem = ""
 
     def run(self, rest: bytes) -> None:
         """Serve until the client goes, or is told to. Raises `OSError` if it went badly."""
         try:
-            self._goes_on = self._serve(self._reader.feed(rest))
-            self._receive_in_turn()
+            if self._serve(self._reader.feed(rest)):
+                self._receive()
         except BaseException:
             self._channel.abort()  # whoever sends in another thread must not wait for the client
             raise
         finally:
             self._commands.leaving = True
-            if self._partner is not None:
-                self._partner.join()
             self._offload.close()
-        if self._failure is not None:
-            try:
-                raise self._failure
-            finally:
-                self._failure = None  # it refers to this frame, and so to the session
 
-    def _receive_in_turn(self) -> None:
-        """Receive and serve; with large writes in hand, let the other thread receive meanwhile."""
-        while True:
-            with self._turn:
-                # False meanwhile: after an error in here nobody knows where the stream stands.
-                goes_on, self._goes_on = self._goes_on, False
-                own = self._receive() if goes_on else None
-                if own is None:
-                    return
-                buffer = self._reader.exchange(self._spare.pop() if self._spare else None)
-                self._goes_on = True
-            self._finish_writes(own)
-            self._spare.append(buffer)
-
-    def _receive(self) -> list[Item] | None:
-        """Serve until there are large writes for this thread alone; None if the client goes."""
+    def _receive(self) -> None:
+        """Receive and serve until the client goes, or nobody knows what it means."""
         reader, channel = self._reader, self._channel
         items: list[Item] = []
         while not reader.problem:
-            receive = channel.receive_soon if len(items) == 1 else channel.receive_into
-            count = receive(reader.space())
+            # A client that waits for one answer, or is about to send the rest, is quick.
+            is_soon = len(items) == 1 or not reader.idle
+            count = (channel.receive_soon if is_soon else channel.receive_into)(reader.space())
             if not count:
                 if not reader.idle:
                     self.problem = "client went away in the middle of a request"
-                return None
+                return
             items = reader.received(count)
-            if items and items[-1][0] == _WRITE and self._may_hand_over(items):
-                return items
             if not self._serve(items):
-                return None
+                return
         self.problem = reader.problem
-        return None
-
-    def _may_hand_over(self, items: list[Item]) -> bool:
-        """Whether another thread should receive while this one writes `items`."""
-        return (
-            len(items) <= TURN_ITEMS_MAX
-            and sum(item[4] for item in items) >= TURN_MIN
-            and all(item[0] == _WRITE for item in items)
-            and self._reader.kept <= TURN_KEPT_MAX
-            and self._channel.has_more()
-            and (self._partner is not None or self._start_partner())
-        )
-
-    def _start_partner(self) -> bool:
-        partner = threading.Thread(target=self._take_turns, name=f"nbd {self._export.name}")
-        partner.daemon = True
-        try:
-            partner.start()
-        except RuntimeError:  # the system has no more
-            return False
-        self._partner = partner
-        return True
-
-    def _take_turns(self) -> None:
-        try:
-            self._receive_in_turn()
-        except OSError as error:
-            # Without the frames, which hold this session: its buffers would outlive it for long.
-            self._failure = error.with_traceback(None)
-            self._channel.abort()
-        except Exception:
-            log.exception("export '%s': a request failed", self._export.name)
-            self._channel.abort()
 
     # --- a batch ----------------------------------------------------------------------------------
 

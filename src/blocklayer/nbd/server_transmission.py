@@ -76,32 +76,16 @@ class RequestReader:
         """Where to receive. Everything handed out before is gone."""
         buffer = self._buffer
         if self._needed > len(buffer) - self._origin:
-            self._exchange(memoryview(aligned_buffer(BUFFER_LARGE)))
+            self._receive_at(memoryview(aligned_buffer(BUFFER_LARGE)))
         elif self._start != self._origin:
-            self._exchange(buffer)
+            self._receive_at(buffer)
         if self._needed:
             # No more than this request: the next one finds the same memory in the cache.
             return self._buffer[self._end : self._start + self._needed]
         return self._buffer[self._end :]
 
-    @property
-    def kept(self) -> int:
-        """Bytes of a request that has begun."""
-        return self._end - self._start
-
-    def exchange(self, buffer: memoryview | None) -> memoryview:
-        """Receive into `buffer` (None: a new one) from now on; what has begun moves there.
-
-        The buffer so far, with everything in it that was handed out, is the caller's.
-        """
-        old = self._buffer
-        if buffer is None or len(buffer) != len(old):
-            buffer = memoryview(aligned_buffer(len(old)))
-        self._exchange(buffer)
-        return old
-
-    def _exchange(self, buffer: memoryview) -> None:
-        """Move what is kept to the origin of `buffer`."""
+    def _receive_at(self, buffer: memoryview) -> None:
+        """Receive into `buffer` from now on; what has begun moves to its origin."""
         kept = self._end - self._start
         origin = self._origin
         if kept:
