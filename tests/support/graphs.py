@@ -9,7 +9,7 @@ from blocklayer.base.options import OptionTree
 from blocklayer.core import drivers
 from blocklayer.core.checking import CheckResult, Repair
 from blocklayer.core.disk import Disk
-from blocklayer.core.node import FormatNode, Node
+from blocklayer.core.node import PROBLEMS_KEPT, FormatNode, Node
 from blocklayer.core.opening import Opener, OpenFlags
 from blocklayer.protocols.memory import MemoryNode
 from blocklayer.testing.liar import storage
@@ -54,7 +54,13 @@ def open_disk(
     return Disk(open_node(tree(node, format, backing), **flags), discard="unmap")
 
 
-def check(node: Node, repair: Repair = NO_REPAIR, format: str = "qed") -> CheckResult:
+def check(
+    node: Node,
+    repair: Repair = NO_REPAIR,
+    format: str = "qed",
+    *,
+    problems_max: int | None = PROBLEMS_KEPT,
+) -> CheckResult:
     """Check the image in a node without opening what lies below it."""
     opened = open_node(
         {"driver": format, "file": storage(node)},
@@ -62,6 +68,8 @@ def check(node: Node, repair: Repair = NO_REPAIR, format: str = "qed") -> CheckR
         check=True,
         backing_chain=False,
     )
+    assert isinstance(opened, FormatNode)
+    opened.problems_max = problems_max
     try:
         return opened.check(repair)
     finally:

@@ -9,6 +9,7 @@ from blocklayer.base.options import OptionTree
 from blocklayer.base.units import KiB
 from blocklayer.core.checking import CheckResult, Repair
 from blocklayer.core.disk import Disk
+from blocklayer.core.node import PROBLEMS_KEPT
 from blocklayer.formats.qed.driver import QedNode
 from blocklayer.formats.qed.layout import Geometry, Header
 from blocklayer.protocols.memory import MemoryNode
@@ -31,8 +32,10 @@ class QedImage:
     def tree(self, backing: OptionTree | None = None) -> OptionTree:
         return tree(self.node, backing=backing)
 
-    def check(self, repair: Repair = NO_REPAIR) -> CheckResult:
-        return check(self.node, repair)
+    def check(
+        self, repair: Repair = NO_REPAIR, *, problems_max: int | None = PROBLEMS_KEPT
+    ) -> CheckResult:
+        return check(self.node, repair, problems_max=problems_max)
 
     @property
     def content(self) -> bytes:

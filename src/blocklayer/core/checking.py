@@ -97,20 +97,33 @@ class CheckResult(Record):
         errors = (problem.message for problem in self.problems if problem.kind == "error")
         return next(errors, "the check could not be finished")
 
+    @property
+    def full(self) -> bool:
+        """There is no room for descriptions any more: what comes is counted only."""
+        return self.problems_max is not None and len(self.problems) >= self.problems_max
+
     def report(self, problem: Problem, count: int = 1) -> None:
         """Count a problem and keep its description while there is room."""
-        if problem.kind == "error":
+        if self.full:
+            self.count(problem.kind, fixed=problem.fixed, count=count)
+        else:
+            self._count(problem.kind, problem.fixed, count)
+            self.problems.append(problem)
+
+    def count(self, kind: str, *, fixed: bool, count: int = 1) -> None:
+        """Count a problem that nobody describes."""
+        self._count(kind, fixed, count)
+        self.more = True
+
+    def _count(self, kind: str, fixed: bool, count: int) -> None:
+        if kind == "error":
             self.check_errors += count
-        elif problem.kind == "leak":
-            if problem.fixed:
+        elif kind == "leak":
+            if fixed:
                 self.leaks_fixed += count
             else:
                 self.leaks += count
-        elif problem.fixed:
+        elif fixed:
             self.corruptions_fixed += count
         else:
             self.corruptions += count
-        if self.problems_max is None or len(self.problems) < self.problems_max:
-            self.problems.append(problem)
-        else:
-            self.more = True

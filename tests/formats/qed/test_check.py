@@ -273,6 +273,36 @@ def test_no_image_fills_memory_with_problems() -> None:
     assert image.check(LEAKS).clean
 
 
+@pytest.mark.parametrize("repair", [NO_REPAIR, LEAKS, ERRORS, ALL])
+def test_what_is_not_described_is_counted_and_mended_all_the_same(repair: Repair) -> None:
+    """A few descriptions, or all of them: nothing else differs."""
+    results = []
+    contents = []
+    for problems_max in (2, None):
+        image = QedImage(SPAN + 40 * CLUSTER)
+        with image.open() as disk:
+            disk.write(0, b"x" * 30 * CLUSTER)
+            disk.write(SPAN, b"y" * 30 * CLUSTER)
+        end = image.node.size
+        for cluster in range(0, 5 * CLUSTER, CLUSTER):
+            entry = image.l2(cluster)
+            image.set_l2(cluster, end + cluster)
+            image.set_l2(cluster + 5 * CLUSTER, entry + 7)
+            image.set_l2(cluster + 10 * CLUSTER, image.l2(20 * CLUSTER))
+            # And behind the end of the disk.
+            image.set_l2(SPAN + 50 * CLUSTER + cluster, image.l2(SPAN + cluster))
+            image.set_l2(SPAN + 60 * CLUSTER + cluster, 9)
+        result = image.check(repair, problems_max=problems_max)
+        results.append(result)
+        contents.append(image.content)
+    some, every = results
+    assert (len(some.problems), some.more, every.more) == (2, True, False)
+    assert contents[0] == contents[1]
+    for name in ("corruptions", "corruptions_fixed", "leaks", "leaks_fixed", "check_errors"):
+        assert getattr(some, name) == getattr(every, name), name
+    assert every.corruptions + every.corruptions_fixed >= 15
+
+
 # --- what cannot be read ---
 
 

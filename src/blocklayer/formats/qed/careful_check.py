@@ -12,7 +12,7 @@ cluster that several tables share are looked at once, and no more is copied than
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby, islice
 
 from blocklayer.base.errors import IoError, TooDamaged
@@ -116,48 +116,50 @@ class Checker:
     def _check_table(self, index: int, table: int) -> bool:
         """Check an L2 table; whether the L1 entry that points to it must be cleared."""
         problem = self.node.table_problem(table) or self._behind(table, self.geometry.table_bytes)
-        place = self.node.header.l1_table_offset + index * ENTRY_SIZE
         if problem is not None:
-            return self._impossible(
-                f"L1 entry {index}: the L2 table at {table:#x} {problem}",
-                "clear the entry: what the table mapped reads as unallocated",
-                place,
-                **self._in_l1(index, table),
-            )
+            remedy = "clear the entry: what the table mapped reads as unallocated"
+            self._wrong_table(index, table, problem, remedy, fixed=self.repair.errors)
+            return self._clears()
         if table in self._tables_seen:
-            self._shared_table(index, table, place)
+            self._shared_table(index, table)
             return False
         first, count = self._cluster(table), self.geometry.table_size
         alone = self.used.free(first, count)
         self.used.mark(first, count)
         if len(alone) < count or table in self.contested:
-            self._overlapping_table(index, table, place, alone)
+            self._overlapping_table(index, table, alone)
         else:
             self._tables_seen.add(table)
             self._scanned.mark(first, count)
             self._check_l2(index, table)
         return False
 
-    def _shared_table(self, index: int, table: int, place: int) -> None:
-        fixed = self.repair.errors and self.copy_shared and self._copy_table(index, table)
-        self._corruption(
-            f"L1 entry {index}: the L2 table at {table:#x} is referenced more than once",
-            "give the entry a copy of the table and of its clusters",
-            place,
+    def _wrong_table(self, index: int, table: int, what: str, remedy: str, *, fixed: bool) -> None:
+        self._found(
+            "corruption",
+            lambda: Problem(
+                "corruption",
+                f"L1 entry {index}: the L2 table at {table:#x} {what}",
+                remedy,
+                fixed,
+                self.node.header.l1_table_offset + index * ENTRY_SIZE,
+                l1_index=index,
+                guest_offset=self.geometry.guest_offset(index, 0),
+                cluster=table,
+            ),
             fixed=fixed,
-            **self._in_l1(index, table),
         )
 
-    def _overlapping_table(self, index: int, table: int, place: int, alone: list[int]) -> None:
+    def _shared_table(self, index: int, table: int) -> None:
+        fixed = self.repair.errors and self.copy_shared and self._copy_table(index, table)
+        remedy = "give the entry a copy of the table and of its clusters"
+        self._wrong_table(index, table, "is referenced more than once", remedy, fixed=fixed)
+
+    def _overlapping_table(self, index: int, table: int, alone: list[int]) -> None:
         """Others claim clusters of the table, but nobody so far those in `alone`."""
         fixed = self.repair.errors and self.copy_shared and self._may_copy(self.geometry.table_size)
-        self._corruption(
-            f"L1 entry {index}: the L2 table at {table:#x} overlaps clusters in use",
-            "give the entry a copy of the table",
-            place,
-            fixed=fixed,
-            **self._in_l1(index, table),
-        )
+        remedy = "give the entry a copy of the table"
+        self._wrong_table(index, table, "overlaps clusters in use", remedy, fixed=fixed)
         repair = self.repair
         self.contested.add(table)
         for start in range(table, table + self.geometry.table_bytes, self.node.cluster_size):
@@ -223,7 +225,6 @@ class Checker:
         """Check one data cluster; whether its entry must be cleared."""
         result = self.result
         guest = self.geometry.guest_offset(l1_index, index)
-        place = table + index * ENTRY_SIZE
         beyond = guest >= self.node.size
         if not beyond:
             result.allocated_clusters += 1
@@ -233,41 +234,53 @@ class Checker:
         problem = self.node.cluster_problem(entry) or self._behind(entry, self.node.cluster_size)
         if problem is None and not beyond and not self.used.mark(self._cluster(entry)):
             return False
-        where = {
-            "l1_index": l1_index,
-            "l2_index": index,
-            "guest_offset": guest,
-            "cluster": entry,
-        }
-        what = f"L2 entry {index} of table {l1_index} (guest offset {guest:#x}): the cluster at"
+        return self._wrong_cluster(l1_index, index, entry, table, problem)
+
+    def _wrong_cluster(
+        self, l1_index: int, index: int, entry: int, table: int, problem: str | None
+    ) -> bool:
+        """Report and mend what an entry points to; whether the entry must be cleared."""
+        guest = self.geometry.guest_offset(l1_index, index)
+        kind, clear = "corruption", False
         if problem is not None:
-            return self._impossible(
-                f"{what} {entry:#x} {problem}",
-                "clear the entry: the cluster reads as unallocated",
-                place,
-                **where,
-            )
-        if beyond:
-            return self._beyond_the_end(what, entry, place, where)
+            what, remedy = problem, "clear the entry: the cluster reads as unallocated"
+            fixed = clear = self._clears()
+        elif guest >= self.node.size:
+            # A cluster that no guest can reach is wasted space; without the entry it is a leak.
+            kind, what = "leak", "lies behind the end of the disk"
+            remedy = "clear the entry and give the cluster back"
+            self.beyond = True
+            fixed = clear = self.repair.leaks
+            if not clear:
+                self.used.mark(self._cluster(entry))
+        else:
+            what, remedy = "is referenced more than once", "give the entry a copy of the cluster"
+            fixed = self._resolve_shared(l1_index, index, entry)
+        self._found(
+            kind,
+            lambda: Problem(
+                kind,
+                f"L2 entry {index} of table {l1_index} (guest offset {guest:#x}): the cluster at"
+                f" {entry:#x} {what}",
+                remedy,
+                fixed,
+                table + index * ENTRY_SIZE,
+                l1_index=l1_index,
+                l2_index=index,
+                guest_offset=guest,
+                cluster=entry,
+            ),
+            fixed=fixed,
+        )
+        return clear
+
+    def _resolve_shared(self, l1_index: int, index: int, entry: int) -> bool:
+        """Give an entry that shares its cluster one of its own; whether that was done."""
         self._contest(entry)
         fixed = self.repair.errors and self.copy_shared and self._may_copy(1)
         if fixed:
             self._copy_cluster(l1_index, index, entry)
-        self._corruption(
-            f"{what} {entry:#x} is referenced more than once",
-            "give the entry a copy of the cluster",
-            place,
-            fixed=fixed,
-            **where,
-        )
-        return False
-
-    def _impossible(self, message: str, remedy: str, place: int, **where: int) -> bool:
-        """Report an entry that points nowhere; whether it must be cleared."""
-        clears = self.repair.errors
-        self._corruption(message, remedy, place, fixed=clears, **where)
-        self.cleared = self.cleared or clears
-        return clears
+        return fixed
 
     def _contest(self, cluster: int) -> None:
         """Somebody claims a cluster that is in use, perhaps by a table."""
@@ -277,28 +290,17 @@ class Checker:
         starts = range(cluster, cluster - self.geometry.table_bytes, -size)
         self.contested.update(self._tables_seen.intersection(starts))
 
-    def _beyond_the_end(self, what: str, entry: int, place: int, where: dict[str, int]) -> bool:
-        """A cluster that no guest can reach is wasted space; without the entry it is a leak."""
-        self.beyond = True
-        fix = self.repair.leaks
-        if not fix:
-            self.used.mark(self._cluster(entry))
-        self.result.report(
-            Problem(
-                "leak",
-                f"{what} {entry:#x} lies behind the end of the disk",
-                "clear the entry and give the cluster back",
-                fixed=fix,
-                offset=place,
-                **where,
-            )
-        )
-        return fix
+    def _clears(self) -> bool:
+        """Whether an entry that points nowhere is cleared."""
+        self.cleared = self.cleared or self.repair.errors
+        return self.repair.errors
 
-    def _corruption(
-        self, message: str, remedy: str, offset: int, *, fixed: bool, **where: int
-    ) -> None:
-        self.result.report(Problem("corruption", message, remedy, fixed, offset, **where))
+    def _found(self, kind: str, describe: Callable[[], Problem], *, fixed: bool) -> None:
+        """Count a problem; describe it while there is room, since there may be millions."""
+        if self.result.full:
+            self.result.count(kind, fixed=fixed)
+        else:
+            self.result.report(describe())
         if self.wrong_max is not None and self.result.corruptions > self.wrong_max:
             raise self.too_damaged()
 
@@ -311,11 +313,6 @@ class Checker:
             " repaired",
             self.node.filename,
         )
-
-    def _in_l1(self, index: int, table: int) -> dict[str, int]:
-        """What an L1 entry concerns."""
-        guest = self.geometry.guest_offset(index, 0)
-        return {"l1_index": index, "guest_offset": guest, "cluster": table}
 
     # --- resolving double references --------------------------------------------------------------
 
