@@ -6,11 +6,11 @@ A *vector* is a list of non-empty byte memoryviews: the payload of one request, 
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
+    import mmap
     from typing import Any, TypeAlias
 
 Buffer: TypeAlias = "Any"
@@ -94,4 +94,6 @@ def is_zero(data: bytes | bytearray, start: int = 0, length: int | None = None) 
 
 def aligned_buffer(length: int) -> mmap.mmap:
     """Writable, zeroed memory that starts on a page: what O_DIRECT asks for."""
+    import mmap  # costs start-up time
+
     return mmap.mmap(-1, max(length, 1))

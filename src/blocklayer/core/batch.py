@@ -11,7 +11,6 @@ ascending order. Where writes overlap, the one submitted later wins, byte by byt
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -188,6 +187,8 @@ class _Taken:
 
     def claim(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of a range that were free; all of it is taken afterwards."""
+        from bisect import bisect_left  # costs start-up time; writes seldom overlap
+
         first = bisect_left(self._ends, start)
         last = first
         free = []
