@@ -28,7 +28,7 @@ from blocklayer.core.graph_uses import require_peace
 from blocklayer.core.mapping import row_batches
 from blocklayer.core.node import FormatNode
 from blocklayer.core.permissions import ALL, RESIZE
-from blocklayer.jobs.copying import CopyingJob, default_granularity
+from blocklayer.jobs.copying import CopyingJob, CopyOptions, default_granularity
 from blocklayer.jobs.fleecing import Fleecing, layer_over
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.job_filter import JobFilter
@@ -37,15 +37,17 @@ from blocklayer.jobs.workers import StepBuffer
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Unpack
 
     from blocklayer.core.graph import Graph
     from blocklayer.core.node import Node
+    from blocklayer.jobs.job import JobOptions
     from blocklayer.jobs.manager import Jobs
     from blocklayer.jobs.steps import Step
-    from blocklayer.jobs.transaction import JobTransaction
 
-SYNC_MODES = ("full", "top", "none", "incremental", "bitmap")
+BY_BITMAP = ("incremental", "bitmap")
+"""Modes in which a bitmap says what is copied."""
+SYNC_MODES = ("full", "top", "none", *BY_BITMAP)
 BITMAP_MODES = ("on-success", "never", "always")
 
 GUEST_BUFFER = 1024 * KiB
@@ -80,7 +82,12 @@ class BeforeWriteFilter(JobFilter):
 
 
 class BackupJob(CopyingJob):
-    """See the module."""
+    """See the module.
+
+    bitmap       what is copied if `sync` is ``incremental`` or ``bitmap``
+    bitmap_mode  what becomes of it: one of `BITMAP_MODES`
+    layer        the target's chain lies over the source: its lowest layer, and the target
+    """
 
     type = "backup"
     is_told_of = False
@@ -91,11 +98,30 @@ class BackupJob(CopyingJob):
     """What the bitmap held when the job began."""
     _fleecing: Fleecing | None = None
 
+    def __init__(
+        self,
+        graph: Graph,
+        jobs: Jobs,
+        job_id: str,
+        source: Node,
+        options: CopyOptions,
+        *,
+        sync: str,
+        bitmap: DirtyBitmap | None,
+        bitmap_mode: str | None,
+        layer: tuple[FormatNode, FormatNode] | None,
+        **common: Unpack[JobOptions],
+    ) -> None:
+        self._sync = sync
+        self._bitmap = bitmap
+        self._bitmap_mode = bitmap_mode
+        self._layer = layer
+        super().__init__(graph, jobs, job_id, source, options, **common)
+
     def _set_up(self) -> None:
         super()._set_up()
-        bitmap: DirtyBitmap | None = self.options["bitmap_object"]
-        if bitmap is not None:
-            self._has_bitmap = bitmap.busy = True
+        if self._bitmap is not None:
+            self._has_bitmap = self._bitmap.busy = True
 
     def make_filter(self, below: Node) -> BeforeWriteFilter:
         """Sees guests' writes."""
@@ -106,18 +132,18 @@ class BackupJob(CopyingJob):
         """The moment that is kept: what the bitmap holds is taken, everything after it is new."""
         with self.graph.drained(self.source):
             super().enter()  # what may fail comes first
-            if self.options["layer"] is not None:
-                self._fleecing = Fleecing(self.graph, self.engine, *self.options["layer"])
+            if self._layer is not None:
+                self._fleecing = Fleecing(self.graph, self.engine, *self._layer)
                 self._fleecing.begin()
             assert self._filter is not None
             require_peace(self.graph, self._filter.child)
-            sync, bitmap = self.options["sync"], self.options["bitmap_object"]
+            bitmap = self._bitmap
             if bitmap is not None:
                 self._saved = Bitmap(bitmap.size, bitmap.granularity)
                 self._saved.merge(bitmap)
-                if self.options["bitmap_mode"] != "never":
+                if self._bitmap_mode != "never":
                     bitmap.clear()
-            if sync in ("incremental", "bitmap"):
+            if self._sync in BY_BITMAP:
                 assert self._saved is not None
                 self.engine.dirty.merge(self._saved)
             else:
@@ -161,7 +187,7 @@ class BackupJob(CopyingJob):
 
     def run(self) -> None:
         """Copy what is left until nothing is. Raises `JobCancelled`, and what went wrong."""
-        sync = self.options["sync"]
+        sync = self._sync
         if sync == "none":
             while True:  # guests' writes alone; until it is cancelled
                 self.pause_point()
@@ -219,21 +245,21 @@ class BackupJob(CopyingJob):
     def abort(self) -> None:
         """What was to be copied is to be copied the next time."""
         super().abort()
-        bitmap, saved = self.options["bitmap_object"], self._saved
+        bitmap, saved = self._bitmap, self._saved
         if bitmap is not None and saved is not None:
-            mode, sync = self.options["bitmap_mode"], self.options["sync"]
-            if mode == "on-success" or not self._has_gone:
+            if self._bitmap_mode == "on-success" or not self._has_gone:
                 bitmap.merge(saved)
-            elif mode == "always":
+            elif self._bitmap_mode == "always":
                 for offset, length in self.engine.dirty.runs():
                     bitmap.set(offset, length)
-                if sync not in ("incremental", "bitmap"):
+                if self._sync not in BY_BITMAP:
                     bitmap.merge(saved)
         self._release_bitmap()
 
     def _release_bitmap(self) -> None:
         if self._has_bitmap:
-            self.options["bitmap_object"].busy = self._has_bitmap = False
+            assert self._bitmap is not None
+            self._bitmap.busy = self._has_bitmap = False
 
 
 def start(
@@ -244,17 +270,14 @@ def start(
     target: str,
     sync: str,
     job_id: str | None = None,
-    speed: int = 0,
     bitmap: str | None = None,
     bitmap_mode: str | None = None,
     compress: bool = False,
     on_source_error: str = REPORT,
     on_target_error: str = REPORT,
     filter_node_name: str | None = None,
-    auto_finalize: bool = True,
-    auto_dismiss: bool = True,
     x_perf: dict[str, Any] | None = None,
-    transaction: JobTransaction | None = None,
+    **common: Unpack[JobOptions],
 ) -> BackupJob:
     """Back up node `device` to node `target`; the names are QMP's. Returns the job.
 
@@ -270,7 +293,7 @@ def start(
         raise InvalidArgument("Source and target cannot be the same")
     if compress:
         raise NotSupported("Compression is not supported for this drive ")
-    if sync in ("incremental", "bitmap") and bitmap is None:
+    if sync in BY_BITMAP and bitmap is None:
         raise InvalidArgument(f"must provide a valid bitmap name for '{sync}' sync mode")
     found = find_bitmap(source, bitmap)
     sync, bitmap_mode = check_bitmap_options(sync, bitmap, bitmap_mode)
@@ -284,28 +307,29 @@ def start(
         _check_filter_name(graph, filter_node_name)
     _check_chunk(perf, destination)
     granularity = max(64 * KiB, default_granularity(destination))
-    options = {
-        "target": destination,
-        "layer": layer_over(graph, destination, source),
-        "sync": sync,
-        "bitmap_object": found,
-        "bitmap_mode": bitmap_mode,
-        "speed": speed,
-        "granularity": granularity if found is None else min(granularity, found.granularity),
-        "buf_size": 0,
-        "max_workers": perf.get("max-workers"),
-        "max_chunk": perf.get("max-chunk"),
-        "unmap": True,
-        "on_source_error": check_policy("on-source-error", on_source_error),
-        "on_target_error": check_policy("on-target-error", on_target_error),
-        "filter_node_name": filter_node_name,
-        "auto_finalize": auto_finalize,
-        "auto_dismiss": auto_dismiss,
-        "transaction": transaction,
-    }
-    job = BackupJob(graph, jobs, job_id, source, options)
-    if transaction is None:
-        job.start()
+    layer = layer_over(graph, destination, source)
+    options = CopyOptions(
+        target=destination,
+        on_source_error=check_policy("on-source-error", on_source_error),
+        on_target_error=check_policy("on-target-error", on_target_error),
+        filter_node_name=filter_node_name,
+        granularity=granularity if found is None else min(granularity, found.granularity),
+        max_chunk=perf.get("max-chunk", 0),
+        max_workers=perf.get("max-workers", 0),
+    )
+    job = BackupJob(
+        graph,
+        jobs,
+        job_id,
+        source,
+        options,
+        sync=sync,
+        bitmap=found,
+        bitmap_mode=bitmap_mode,
+        layer=layer,
+        **common,
+    )
+    job.start_if_alone()
     return job
 
 

@@ -15,34 +15,47 @@ from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.node import FormatNode
 from blocklayer.core.permissions import READ
 from blocklayer.jobs import chains
-from blocklayer.jobs.copying import CopyingJob
+from blocklayer.jobs.copying import CopyingJob, CopyOptions
 from blocklayer.jobs.job import REPORT, check_policy
-from blocklayer.jobs.mirror import BACKGROUND, MirrorJob
+from blocklayer.jobs.mirror import MirrorJob
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Unpack
 
     from blocklayer.base.extent import Row
     from blocklayer.core.graph import Graph
     from blocklayer.core.graph_disk import GraphDisk
     from blocklayer.core.node import Node
+    from blocklayer.jobs.job import JobOptions
     from blocklayer.jobs.manager import Jobs
-    from blocklayer.jobs.transaction import JobTransaction
-
 
 TAIL_PIECE = 256 * MiB
 
 
 class _IntoBase(CopyingJob):
-    """What both kinds do with the base: write to it although it lies below others."""
+    """What both kinds do with the base: write to it although it lies below others.
+
+    layers  all above the base that are committed, the source first
+    """
 
     type = "commit"
     _was_read_only = False
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        jobs: Jobs,
+        job_id: str,
+        source: Node,
+        options: CopyOptions,
+        *,
+        layers: list[Node],
+        **common: Unpack[JobOptions],
+    ) -> None:
+        self._layers = layers
         self._held: list[GraphDisk] = []
-        super().__init__(*arguments)
+        super().__init__(graph, jobs, job_id, source, options, **common)
 
     def open_target(self, node: Node) -> GraphDisk:
         """The base, which may be read-only until now, and may have to grow.
@@ -50,12 +63,9 @@ class _IntoBase(CopyingJob):
         Who reads through the layers finds the same as ever; but not who begins further down, in
         another chain over the base or over a layer in between: those must have no other users.
         """
-        for layer in self.options["layers"]:
-            self.graph.block(layer, self, self.busy)
-            self.graph.vouch(layer, self)
-        user = f"commit job '{self.id}'"
-        chains.hold(self.graph, self.options["held"], user, self._held)
-        chains.hold(self.graph, self.options["between"], user, self._held, frozenset())
+        for layer in self._layers:
+            self._take_over(layer)
+        chains.hold(self.graph, self._layers[1:], self._user, self._held, frozenset())
         self._was_read_only = node.read_only
         if node.read_only:
             self.graph.set_read_only(node, False)
@@ -63,11 +73,20 @@ class _IntoBase(CopyingJob):
             node,
             writable=True,
             resizes=True,
-            user=user,
+            user=self._user,
             role="target",
             shares=frozenset({READ}),
             follows=False,
         )
+
+    @property
+    def _user(self) -> str:
+        return f"commit job '{self.id}'"
+
+    def _take_over(self, layer: Node) -> None:
+        """Nobody else changes what lies below a layer, and its bytes stay what they are."""
+        self.graph.block(layer, self, self.busy)
+        self.graph.vouch(layer, self)
 
     def clean(self) -> None:
         """Let go of everything."""
@@ -84,12 +103,12 @@ class _IntoBase(CopyingJob):
 
     def is_above(self, row: Row) -> bool:
         """Whether an extent's answer comes from above the base."""
-        return row[5] < self.options["depth"] and (row[4] or row[3])
+        return row[5] < len(self._layers) and (row[4] or row[3])
 
     def restore_base(self) -> None:
         """The base is only read from now on, as before."""
         if self._was_read_only:
-            chains.only_read_again(self.graph, self.options["target"])
+            chains.only_read_again(self.graph, self.options.target)
 
 
 class ActiveCommitJob(_IntoBase, MirrorJob):
@@ -126,7 +145,34 @@ class ActiveCommitJob(_IntoBase, MirrorJob):
 
 
 class CommitJob(_IntoBase):
-    """Commit of a layer further down: nobody writes to it."""
+    """Commit of a layer further down: nobody writes to it.
+
+    overlay       the layer above it, which lies over the base afterwards
+    backing_file  what the overlay's header is to call the base; None: by the name that it has
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        jobs: Jobs,
+        job_id: str,
+        source: Node,
+        options: CopyOptions,
+        *,
+        layers: list[Node],
+        overlay: FormatNode,
+        backing_file: str | None,
+        **common: Unpack[JobOptions],
+    ) -> None:
+        self._overlay = overlay
+        self._backing_file = backing_file
+        super().__init__(graph, jobs, job_id, source, options, layers=layers, **common)
+
+    def open_target(self, node: Node) -> GraphDisk:
+        """Of the layer to commit, too, nobody may change what it shows."""
+        self._take_over(self._overlay)
+        chains.hold(self.graph, [self.source], self._user, self._held)
+        return super().open_target(node)
 
     def run(self) -> None:
         """Copy. Raises `JobCancelled`, and what went wrong."""
@@ -139,7 +185,7 @@ class CommitJob(_IntoBase):
     def _hide_tail(self) -> None:
         """A base that is longer than the layers must not show through to the layer above them."""
         start = self.source.size
-        end = min(self.target.size, self.options["overlay"].size)
+        end = min(self.target.size, self._overlay.size)
         while start < end:
             self.pause_point()
             count = min(TAIL_PIECE, end - start)
@@ -148,12 +194,11 @@ class CommitJob(_IntoBase):
 
     def prepare(self) -> None:
         """The layer above lies over the base from now on, here and in its header."""
-        overlay: FormatNode = self.options["overlay"]
         base = self.target.node
-        with self.graph.drained(overlay):
+        with self.graph.drained(self._overlay):
             self.make_real()
-            chains.store_backing(self.graph, overlay, base, self.options["backing_file"])
-            self.graph.set_backing(overlay, base)
+            chains.store_backing(self.graph, self._overlay, base, self._backing_file)
+            self.graph.set_backing(self._overlay, base)
 
     def clean(self) -> None:
         """Let go of the base."""
@@ -172,12 +217,9 @@ def start(
     top_node: str | None = None,
     top: str | None = None,
     backing_file: str | None = None,
-    speed: int = 0,
     on_error: str = REPORT,
     filter_node_name: str | None = None,
-    auto_finalize: bool = True,
-    auto_dismiss: bool = True,
-    transaction: JobTransaction | None = None,
+    **common: Unpack[JobOptions],
 ) -> MirrorJob | CommitJob:
     """Commit layers of the chain of node `device`; the names are QMP's. Returns the job.
 
@@ -203,41 +245,35 @@ def start(
         graph.require_unblocked(layer)
     if filter_node_name is not None:
         graph.check_new_name(filter_node_name)
-    options: dict[str, Any] = {
-        "target": last,
-        "layers": chain[at:end],
-        "held": [] if first is skip_filters(active) else [first],
-        "between": chain[at + 1 : end],
-        "depth": end - at,
-        "sync": "top",
-        "replaces": None,
-        "speed": speed,
-        "granularity": 0,
-        "buf_size": 0,
-        "unmap": False,
-        "on_source_error": check_policy("on-error", on_error),
-        "on_target_error": on_error,
-        "filter_node_name": filter_node_name,
-        "copy_mode": BACKGROUND,
-        "auto_finalize": auto_finalize,
-        "auto_dismiss": auto_dismiss,
-        "transaction": transaction,
-        "backing_file": backing_file,
-    }
+    layers = chain[at:end]
+    options = CopyOptions(
+        target=last,
+        on_source_error=check_policy("on-error", on_error),
+        on_target_error=on_error,
+        filter_node_name=filter_node_name,
+        unmap=False,
+    )
     job: ActiveCommitJob | CommitJob
     if first is skip_filters(active):
         if backing_file is not None:
             raise InvalidArgument("'backing-file' specified, but 'top' is the active layer")
-        job = ActiveCommitJob(graph, jobs, job_id, active, options)
+        job = ActiveCommitJob(graph, jobs, job_id, active, options, layers=layers, **common)
     else:
         overlay = chain[at - 1]
         graph.require_unblocked(overlay)
         assert isinstance(overlay, FormatNode)
-        options["layers"] = [*chain[at:end], overlay]
-        options["overlay"] = overlay
-        job = CommitJob(graph, jobs, job_id, first, options)
-    if transaction is None:
-        job.start()
+        job = CommitJob(
+            graph,
+            jobs,
+            job_id,
+            first,
+            options,
+            layers=layers,
+            overlay=overlay,
+            backing_file=backing_file,
+            **common,
+        )
+    job.start_if_alone()
     return job
 
 

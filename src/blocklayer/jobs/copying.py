@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 from blocklayer.base.errors import BlocklayerError, Closed
+from blocklayer.base.record import Record
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.mapping import row_batches
@@ -28,12 +29,13 @@ from blocklayer.jobs.workers import EarlyFlush, StepBuffer, Workers
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Unpack
 
     from blocklayer.base.extent import Row
     from blocklayer.core.graph import Graph
     from blocklayer.core.graph_disk import GraphDisk
     from blocklayer.core.node import Node
+    from blocklayer.jobs.job import JobOptions
     from blocklayer.jobs.job_filter import JobFilter
     from blocklayer.jobs.manager import Jobs
 
@@ -70,18 +72,41 @@ RETRY_SECONDS = 0.05
 """Rest after an error that is to be ignored."""
 
 
-class CopyingJob(Job):
-    """Base of mirror, backup and commit.
+class CopyOptions(Record, frozen=True):
+    """Where and how a job copies.
 
-    options  of the function that starts the job: ``target`` (a node), ``granularity``,
-             ``buf_size``, ``unmap``, ``on_source_error``, ``on_target_error``,
-             ``filter_node_name`` and what every job has
+    granularity       bytes that a bit of the bitmap stands for; 0: what suits the target
+    buf_size          bytes in flight, at most; 0: the default
+    max_chunk         bytes of a step, at most; 0: no limit
+    max_workers       steps in flight, at most; 0: no limit
+    unmap             zeroes may take space of the target away
+    filter_node_name  name of what is put above the source; None: the graph makes one up
     """
+
+    target: Node
+    on_source_error: str
+    on_target_error: str
+    filter_node_name: str | None
+    granularity: int = 0
+    buf_size: int = 0
+    max_chunk: int = 0
+    max_workers: int = 0
+    unmap: bool = True
+
+
+class CopyingJob(Job):
+    """Base of mirror, backup and commit."""
 
     target_shares: frozenset[str] = frozenset()
 
     def __init__(
-        self, graph: Graph, jobs: Jobs, job_id: str, source: Node, options: dict[str, Any]
+        self,
+        graph: Graph,
+        jobs: Jobs,
+        job_id: str,
+        source: Node,
+        options: CopyOptions,
+        **common: Unpack[JobOptions],
     ) -> None:
         self.graph = graph
         self.source = source
@@ -98,8 +123,7 @@ class CopyingJob(Job):
         self._filter: JobFilter | None = None
         self._entered = False
         self._entering = True
-        common = ("speed", "auto_finalize", "auto_dismiss", "transaction")
-        super().__init__(jobs, job_id, **{name: options[name] for name in common})
+        super().__init__(jobs, job_id, **common)
         try:
             self._set_up()
         except BaseException:
@@ -115,23 +139,23 @@ class CopyingJob(Job):
 
     def _set_up(self) -> None:
         options = self.options
-        self.target = self.open_target(options["target"])
+        self.target = self.open_target(options.target)
         self.engine = Engine(
             self.source,
             self.target,
-            options["granularity"] or default_granularity(options["target"]),
-            unmap=options["unmap"],
+            options.granularity or default_granularity(options.target),
+            unmap=options.unmap,
             on_guest_error=self._guest_error,
             on_guest_moved=self._guest_moved,
         )
-        buffer = options["buf_size"] or BUFFER_DEFAULT
-        longest = min(STEP_BYTES, buffer, options.get("max_chunk") or STEP_BYTES)
+        buffer = options.buf_size or BUFFER_DEFAULT
+        longest = min(STEP_BYTES, buffer, options.max_chunk or STEP_BYTES)
         self._step_bytes = max(longest, self.engine.granularity)
         self._steps = Steps(self.source, self.engine, self._step_bytes)
         name = f"blocklayer-{self.id}"
-        is_local = self.source.is_local and options["target"].is_local
+        is_local = self.source.is_local and options.target.is_local
         workers = WORKERS_LOCAL if is_local else WORKERS
-        workers = min(workers, options.get("max_workers") or workers)
+        workers = min(workers, options.max_workers or workers)
         count = max(1, min(workers, buffer // self._step_bytes))
         self._workers = Workers(name, count, self._step_bytes, self._take_step)
         self._early = EarlyFlush(
@@ -142,7 +166,7 @@ class CopyingJob(Job):
             flush=self.target.flush,
             failed=self._early_flush_failed,
         )
-        for node in (self.source, options["target"]):
+        for node in (self.source, options.target):
             self.graph.block(node, self, self.busy)
 
     def open_target(self, node: Node) -> GraphDisk:
@@ -169,8 +193,8 @@ class CopyingJob(Job):
             below = self.graph.top_of(self.source)
             node = self._filter = self.make_filter(below)
             if node is not None:
-                node.children["target"] = self.options["target"]
-                self.graph.insert_filter(node, below, self.options["filter_node_name"])
+                node.children["target"] = self.options.target
+                self.graph.insert_filter(node, below, self.options.filter_node_name)
                 self._entered = True
                 self.graph.block(node, self, self.busy)
 
@@ -240,17 +264,6 @@ class CopyingJob(Job):
             position = self._mark_some(position, lambda row: not row[3], leaps=True)
             dirty.set(position, min(LEAP, size - position))
             position += LEAP
-
-    def mark_all(self) -> None:
-        """Mark what makes the target equal to the source, and find out what is zero there."""
-        engine = self.engine
-        punching = self.target.detect_zeroes == "unmap" and engine.unmap
-        is_zero = self.options.get("target_is_zero") or self.target_reads_as_zero()
-        if is_zero and not punching:
-            engine.zero.set(0, engine.size)
-            self.mark_data()
-        else:
-            engine.dirty.set(0, engine.size)
 
     def target_reads_as_zero(self) -> bool:
         """Asked once, before anything is copied in the background."""
@@ -393,9 +406,10 @@ class CopyingJob(Job):
         self._on_failure(failure)
 
     def _on_failure(self, failure: IoFailed) -> None:
-        reading = failure.side == READ
-        policy = self.options["on_source_error" if reading else "on_target_error"]
-        action = self.on_error(policy, "read" if reading else "write", failure.error)
+        if failure.side == READ:
+            action = self.on_error(self.options.on_source_error, "read", failure.error)
+        else:
+            action = self.on_error(self.options.on_target_error, "write", failure.error)
         if action == REPORT:
             self.set_failure(failure.error)
         elif action == IGNORE:
@@ -403,8 +417,7 @@ class CopyingJob(Job):
 
     def _guest_error(self, error: BlocklayerError) -> None:
         """The target could not follow a guest, who must not suffer from it."""
-        policy = self.options["on_target_error"]
-        if self.on_error(policy, "write", error) == REPORT:
+        if self.on_error(self.options.on_target_error, "write", error) == REPORT:
             self.set_failure(error)
 
     def _guest_moved(self, amount: int) -> None:
@@ -432,7 +445,7 @@ class CopyingJob(Job):
                 self.target.flush()
                 return
             except BlocklayerError as error:
-                if self.on_error(self.options["on_target_error"], "write", error) == REPORT:
+                if self.on_error(self.options.on_target_error, "write", error) == REPORT:
                     raise
                 self.sleep(RETRY_SECONDS)
                 self.pause_point()

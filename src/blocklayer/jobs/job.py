@@ -22,7 +22,16 @@ from blocklayer.jobs.transaction import JobTransaction
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any, ClassVar
+    from typing import Any, ClassVar, TypedDict
+
+    class JobOptions(TypedDict, total=False):
+        """What every job may be told when it is made, see `Job`; defaults are those there."""
+
+        speed: int
+        auto_finalize: bool
+        auto_dismiss: bool
+        transaction: JobTransaction | None
+
 
 REPORT, IGNORE, STOP, ENOSPC, AUTO = "report", "ignore", "stop", "enospc", "auto"
 POLICIES = (REPORT, IGNORE, ENOSPC, STOP, AUTO)
@@ -83,6 +92,7 @@ class Job:
         self._current = self._total = 0
         self._user_paused = False
         self._at_rest = False
+        self._is_alone = transaction is None
         self._transaction = transaction or JobTransaction()
         jobs.register(self)  # raises if the id is not free
         self._transaction.join(self)
@@ -155,6 +165,11 @@ class Job:
         """Begin, and go; returns at once."""
         self.begin()
         self.go()
+
+    def start_if_alone(self) -> None:
+        """Start, unless whoever has the job's transaction has all of its jobs begin, and go."""
+        if self._is_alone:
+            self.start()
 
     def begin(self) -> None:
         """All of a start that can fail, or that changes the graph; then comes `go` or `take_back`.

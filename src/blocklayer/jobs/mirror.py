@@ -22,7 +22,7 @@ from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.units import MiB
 from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.node import FormatNode
-from blocklayer.jobs.copying import CopyFailed, CopyingJob
+from blocklayer.jobs.copying import CopyFailed, CopyingJob, CopyOptions
 from blocklayer.jobs.errors import JobCancelled, WrongState
 from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.mirror_filter import MirrorFilter
@@ -30,13 +30,13 @@ from blocklayer.jobs.workers import StepBuffer
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Unpack
 
     from blocklayer.core.graph import Graph
     from blocklayer.core.node import Node
+    from blocklayer.jobs.job import JobOptions
     from blocklayer.jobs.manager import Jobs
     from blocklayer.jobs.steps import Step
-    from blocklayer.jobs.transaction import JobTransaction
 
 BACKGROUND, WRITE_BLOCKING = "background", "write-blocking"
 SYNC_MODES = ("full", "top", "none", "incremental", "bitmap")
@@ -61,22 +61,41 @@ ROUNDS_MAX = 10
 
 
 class MirrorJob(CopyingJob):
-    """See the module. Commit of the active layer is this as well."""
+    """See the module. Commit of the active layer is this as well.
+
+    sync            ``full`` or ``top``: what has to be copied even if no guest writes
+    replaces        name of the node that the target is to take the place of; None: the source
+    target_is_zero  whoever has made the target knows that it reads as zeroes
+    """
 
     type = "mirror"
     can_complete = True
 
     def __init__(
-        self, graph: Graph, jobs: Jobs, job_id: str, source: Node, options: dict[str, Any]
+        self,
+        graph: Graph,
+        jobs: Jobs,
+        job_id: str,
+        source: Node,
+        options: CopyOptions,
+        *,
+        sync: str = "full",
+        replaces: str | None = None,
+        copy_mode: str = BACKGROUND,
+        target_is_zero: bool = False,
+        **common: Unpack[JobOptions],
     ) -> None:
-        self.copy_mode: str = options["copy_mode"]
+        self.copy_mode = copy_mode
+        self._sync = sync
+        self._replaces = replaces
+        self._target_is_zero = target_is_zero
         self._soft_cancel = False
         self._keeping_up = False
         """The first scan is over: guests may write to the target."""
         self._judged = -1
         self._left_before = self._failures_before = 0
         self._falls_behind = False
-        super().__init__(graph, jobs, job_id, source, options)
+        super().__init__(graph, jobs, job_id, source, options, **common)
 
     def make_filter(self, below: Node) -> MirrorFilter:
         """Sees guests' writes."""
@@ -94,7 +113,7 @@ class MirrorJob(CopyingJob):
         """Not after a cancellation; and the node to replace must still be there."""
         if self._soft_cancel:
             raise WrongState(f"The active block job '{self.id}' cannot be completed")
-        name = self.options["replaces"]
+        name = self._replaces
         if name is not None and name not in self.graph:
             raise WrongState(f"Failed to find node with node-name='{name}'")
 
@@ -174,11 +193,21 @@ class MirrorJob(CopyingJob):
 
     def mark_first(self) -> None:
         """What has to be copied even if no guest writes, and what is known of the target."""
-        sync = self.options["sync"]
-        if sync == "top":
+        if self._sync == "top":
             self.mark(lambda row: row[4] and row[5] == 0)
-        elif sync == "full":
-            self.mark_all()
+        elif self._sync == "full":
+            self._mark_all()
+
+    def _mark_all(self) -> None:
+        """Mark what makes the target equal to the source, and find out what is zero there."""
+        engine = self.engine
+        punching = self.target.detect_zeroes == "unmap" and engine.unmap
+        is_zero = self._target_is_zero or self.target_reads_as_zero()
+        if is_zero and not punching:
+            engine.zero.set(0, engine.size)
+            self.mark_data()
+        else:
+            engine.dirty.set(0, engine.size)
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -226,7 +255,7 @@ class MirrorJob(CopyingJob):
 
     def pivot(self) -> None:
         """Everybody stands on the target from now on."""
-        name = self.options["replaces"]
+        name = self._replaces
         above = self._filter if name is None else self.graph.find_node(name)
         if above in (self._filter, self.source):
             self.leave(self.target.node)
@@ -251,7 +280,6 @@ def start(
     sync: str,
     job_id: str | None = None,
     replaces: str | None = None,
-    speed: int = 0,
     granularity: int = 0,
     buf_size: int = 0,
     on_source_error: str = REPORT,
@@ -260,9 +288,7 @@ def start(
     copy_mode: str = BACKGROUND,
     unmap: bool = True,
     target_is_zero: bool = False,
-    auto_finalize: bool = True,
-    auto_dismiss: bool = True,
-    transaction: JobTransaction | None = None,
+    **common: Unpack[JobOptions],
 ) -> MirrorJob:
     """Mirror node `device` to node `target`; the names are QMP's. Returns the job.
 
@@ -290,26 +316,28 @@ def start(
         graph.check_new_name(filter_node_name)
     if replaces is not None:
         _check_replaces(graph, replaces, source, device)
-    options = {
-        "target": destination,
-        "sync": sync if has_backing(source) or sync != "top" else "full",
-        "replaces": replaces,
-        "speed": speed,
-        "granularity": granularity,
-        "buf_size": buf_size,
-        "on_source_error": check_policy("on-source-error", on_source_error),
-        "on_target_error": check_policy("on-target-error", on_target_error),
-        "filter_node_name": filter_node_name,
-        "copy_mode": copy_mode,
-        "unmap": unmap,
-        "target_is_zero": target_is_zero,
-        "auto_finalize": auto_finalize,
-        "auto_dismiss": auto_dismiss,
-        "transaction": transaction,
-    }
-    job = MirrorJob(graph, jobs, job_id, source, options)
-    if transaction is None:
-        job.start()
+    options = CopyOptions(
+        target=destination,
+        on_source_error=check_policy("on-source-error", on_source_error),
+        on_target_error=check_policy("on-target-error", on_target_error),
+        filter_node_name=filter_node_name,
+        granularity=granularity,
+        buf_size=buf_size,
+        unmap=unmap,
+    )
+    job = MirrorJob(
+        graph,
+        jobs,
+        job_id,
+        source,
+        options,
+        sync=sync if has_backing(source) or sync != "top" else "full",
+        replaces=replaces,
+        copy_mode=copy_mode,
+        target_is_zero=target_is_zero,
+        **common,
+    )
+    job.start_if_alone()
     return job
 
 

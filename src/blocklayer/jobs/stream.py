@@ -13,40 +13,57 @@ from blocklayer.jobs.job import IGNORE, REPORT, Job, check_policy
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Unpack
 
     from blocklayer.base.extent import Row
     from blocklayer.core.graph import Graph
     from blocklayer.core.graph_disk import GraphDisk
     from blocklayer.core.node import Node
+    from blocklayer.jobs.job import JobOptions
     from blocklayer.jobs.manager import Jobs
-    from blocklayer.jobs.transaction import JobTransaction
 
 PIECE = MiB
 
 
 class StreamJob(Job):
-    """See the module. Guests may write meanwhile: what they have written is not touched."""
+    """See the module. Guests may write meanwhile: what they have written is not touched.
+
+    layers        those between the node and its base: what they hold comes up
+    base          what the node lies over afterwards, if anything
+    backing_file  what its header is to call that; None: by the name that it has
+    """
 
     type = "stream"
 
     def __init__(
-        self, graph: Graph, jobs: Jobs, job_id: str, node: FormatNode, options: dict[str, Any]
+        self,
+        graph: Graph,
+        jobs: Jobs,
+        job_id: str,
+        node: FormatNode,
+        *,
+        layers: list[Node],
+        base: Node | None,
+        backing_file: str | None,
+        error_policy: str,
+        **common: Unpack[JobOptions],
     ) -> None:
         self.graph = graph
         self.node = node
-        self.base: Node | None = options["base"]
-        self.options = options
+        self.base = base
+        self._depth = 1 + len(layers)
+        """Where the base is in the chain, from the node down."""
+        self._backing_file = backing_file
+        self._error_policy = error_policy
         self._ignored: BlocklayerError | None = None
         """The first error that was ignored: what it is about still lies below."""
         self._was_read_only = node.read_only
-        common = ("speed", "auto_finalize", "auto_dismiss", "transaction")
-        super().__init__(jobs, job_id, **{name: options[name] for name in common})
+        super().__init__(jobs, job_id, **common)
         self._held: list[GraphDisk] = []
-        for layer in (node, *options["layers"]):
+        for layer in (node, *layers):
             graph.block(layer, self, "block device is in use by block job: stream")
         try:
-            chains.hold(graph, options["layers"], f"stream job '{job_id}'", self._held)
+            chains.hold(graph, layers, f"stream job '{job_id}'", self._held)
         except BaseException:
             self.fail_early()
             raise
@@ -69,11 +86,11 @@ class StreamJob(Job):
 
     def _is_wanted(self, row: Row) -> bool:
         """Whether an extent comes from a layer that is going to be left out."""
-        depth, limit = row[5], int(self.options["depth"])
+        depth = row[5]
         if row[4]:
-            return 0 < depth < limit
+            return 0 < depth < self._depth
         # Nobody has it. A base that is longer than what lies above it would show through.
-        return self.base is not None and depth < limit and row[0] < self.base.size
+        return self.base is not None and depth < self._depth and row[0] < self.base.size
 
     def _bring_up(self, offset: int, length: int) -> None:
         end = offset + length
@@ -84,9 +101,8 @@ class StreamJob(Job):
                 self._copy(offset, count)
             except BlocklayerError as error:
                 reading = getattr(error, "operation", "read") == "read"
-                action = self.on_error(
-                    self.options["on_error"], "read" if reading else "write", error
-                )
+                operation = "read" if reading else "write"
+                action = self.on_error(self._error_policy, operation, error)
                 if action == REPORT:
                     raise
                 if action != IGNORE:
@@ -106,7 +122,7 @@ class StreamJob(Job):
             self.make_real()
             if self.node.backing is None:
                 return  # there was nothing to bring up, and raw images have no header to note it in
-            chains.store_backing(self.graph, self.node, self.base, self.options["backing_file"])
+            chains.store_backing(self.graph, self.node, self.base, self._backing_file)
             self.graph.set_backing(self.node, self.base)
 
     def clean(self) -> None:
@@ -128,12 +144,9 @@ def start(
     base_node: str | None = None,
     bottom: str | None = None,
     backing_file: str | None = None,
-    speed: int = 0,
     on_error: str = REPORT,
     filter_node_name: str | None = None,
-    auto_finalize: bool = True,
-    auto_dismiss: bool = True,
-    transaction: JobTransaction | None = None,
+    **common: Unpack[JobOptions],
 ) -> StreamJob:
     """Bring what lies between node `device` and its base up into it; the names are QMP's.
 
@@ -160,20 +173,18 @@ def start(
         graph.require_unblocked(layer)
     if filter_node_name is not None:
         graph.check_new_name(filter_node_name)
-    options = {
-        "base": below,
-        "depth": depth,
-        "layers": layers,
-        "backing_file": backing_file,
-        "speed": speed,
-        "on_error": check_policy("on-error", on_error),
-        "auto_finalize": auto_finalize,
-        "auto_dismiss": auto_dismiss,
-        "transaction": transaction,
-    }
-    job = StreamJob(graph, jobs, job_id, top, options)
-    if transaction is None:
-        job.start()
+    job = StreamJob(
+        graph,
+        jobs,
+        job_id,
+        top,
+        layers=layers,
+        base=below,
+        backing_file=backing_file,
+        error_policy=check_policy("on-error", on_error),
+        **common,
+    )
+    job.start_if_alone()
     return job
 
 
