@@ -30,9 +30,9 @@ from blocklayer.core.node import FormatNode
 from blocklayer.core.permissions import ALL, RESIZE
 from blocklayer.jobs.copying import CopyingJob, CopyOptions, default_granularity
 from blocklayer.jobs.fleecing import Fleecing, layer_over
-from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.job_filter import JobFilter
-from blocklayer.jobs.mirror_engine import READ, IoFailed, Moved
+from blocklayer.jobs.mirror_engine import IoFailed, Moved
+from blocklayer.jobs.policies import REPORT, check_policy
 from blocklayer.jobs.workers import StepBuffer
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -174,13 +174,7 @@ class BackupJob(CopyingJob):
                 moved = engine.copy_marked([(offset, length)], StepBuffer(GUEST_BUFFER), whole=True)
             self._guest_moved(moved.data + moved.zero)
         except IoFailed as failure:
-            reading = failure.side == READ
-            data = {
-                "device": self.id,
-                "operation": "read" if reading else "write",
-                "action": REPORT,
-            }
-            self.jobs.emit("BLOCK_JOB_ERROR", data)
+            self.on_error(REPORT, failure.side, failure.error)
             self.set_failure(failure.error)
 
     # --- the work -------------------------------------------------------------------------------
@@ -287,8 +281,7 @@ def start(
     if sync not in SYNC_MODES:
         raise InvalidArgument(f"Parameter 'sync' does not accept value '{sync}'")
     source, destination = graph.find(device), graph.find(target)
-    job_id = device if job_id is None else job_id
-    jobs.check_id(job_id)
+    job_id = jobs.id_for(device, job_id)
     if source is destination:
         raise InvalidArgument("Source and target cannot be the same")
     if compress:

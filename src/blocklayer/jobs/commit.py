@@ -16,8 +16,8 @@ from blocklayer.core.node import FormatNode
 from blocklayer.core.permissions import READ
 from blocklayer.jobs import chains
 from blocklayer.jobs.copying import CopyingJob, CopyOptions
-from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.mirror import MirrorJob
+from blocklayer.jobs.policies import REPORT, check_policy
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -227,8 +227,7 @@ def start(
     `InvalidArgument` and other errors of the package; then nothing has changed.
     """
     active = graph.find(device)
-    job_id = device if job_id is None else job_id
-    jobs.check_id(job_id)
+    job_id = jobs.id_for(device, job_id)
     if top_node is not None and top is not None:
         raise InvalidArgument("'top-node' and 'top' are mutually exclusive")
     if base_node is not None and base is not None:

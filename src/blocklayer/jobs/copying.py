@@ -21,9 +21,10 @@ from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.mapping import row_batches
 from blocklayer.core.node import FormatNode
 from blocklayer.jobs.errors import job_error
-from blocklayer.jobs.job import IGNORE, REPORT, Job
-from blocklayer.jobs.mirror_engine import READ, SMALL_EXTENT, Engine, IoFailed, Moved
+from blocklayer.jobs.job import Job
+from blocklayer.jobs.mirror_engine import READ, SMALL_EXTENT, WRITE, Engine, IoFailed, Moved
 from blocklayer.jobs.pace import Courtesy
+from blocklayer.jobs.policies import IGNORE, REPORT
 from blocklayer.jobs.steps import Step, Steps
 from blocklayer.jobs.workers import EarlyFlush, StepBuffer, Workers
 
@@ -406,10 +407,9 @@ class CopyingJob(Job):
         self._on_failure(failure)
 
     def _on_failure(self, failure: IoFailed) -> None:
-        if failure.side == READ:
-            action = self.on_error(self.options.on_source_error, "read", failure.error)
-        else:
-            action = self.on_error(self.options.on_target_error, "write", failure.error)
+        options = self.options
+        policy = options.on_source_error if failure.side == READ else options.on_target_error
+        action = self.on_error(policy, failure.side, failure.error)
         if action == REPORT:
             self.set_failure(failure.error)
         elif action == IGNORE:
@@ -417,7 +417,7 @@ class CopyingJob(Job):
 
     def _guest_error(self, error: BlocklayerError) -> None:
         """The target could not follow a guest, who must not suffer from it."""
-        if self.on_error(self.options.on_target_error, "write", error) == REPORT:
+        if self.on_error(self.options.on_target_error, WRITE, error) == REPORT:
             self.set_failure(error)
 
     def _guest_moved(self, amount: int) -> None:
@@ -427,7 +427,7 @@ class CopyingJob(Job):
     def _early_flush_failed(self, error: Exception) -> None:
         """Something that was copied may be lost, and nobody knows what: no policy can help."""
         if isinstance(error, BlocklayerError):
-            self.on_error(REPORT, "write", error)
+            self.on_error(REPORT, WRITE, error)
         self.set_failure(error)
 
     def flush_rest(self) -> None:
@@ -445,7 +445,7 @@ class CopyingJob(Job):
                 self.target.flush()
                 return
             except BlocklayerError as error:
-                if self.on_error(self.options.on_target_error, "write", error) == REPORT:
+                if self.on_error(self.options.on_target_error, WRITE, error) == REPORT:
                     raise
                 self.sleep(RETRY_SECONDS)
                 self.pause_point()

@@ -9,20 +9,22 @@ All state is guarded by the manager's lock, which is never held while data moves
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Callable
 
-from blocklayer.base.errors import BlocklayerError, InvalidArgument
+from blocklayer.base.errors import InvalidArgument
 from blocklayer.jobs import states
 from blocklayer.jobs.errors import JobCancelled, WrongState, job_error
 from blocklayer.jobs.manager import Jobs
-from blocklayer.jobs.pace import SpeedLimit
+from blocklayer.jobs.pace import SpeedLimit, check_speed
+from blocklayer.jobs.policies import REPORT, STOP, action_for, is_out_of_space
 from blocklayer.jobs.transaction import JobTransaction
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from typing import Any, ClassVar, TypedDict
+
+    from blocklayer.base.errors import BlocklayerError
 
     class JobOptions(TypedDict, total=False):
         """What every job may be told when it is made, see `Job`; defaults are those there."""
@@ -31,10 +33,6 @@ if TYPE_CHECKING:
         auto_finalize: bool
         auto_dismiss: bool
         transaction: JobTransaction | None
-
-
-REPORT, IGNORE, STOP, ENOSPC, AUTO = "report", "ignore", "stop", "enospc", "auto"
-POLICIES = (REPORT, IGNORE, ENOSPC, STOP, AUTO)
 
 
 class Job:
@@ -68,8 +66,7 @@ class Job:
         auto_dismiss: bool = True,
         transaction: JobTransaction | None = None,
     ) -> None:
-        if speed < 0:
-            raise InvalidArgument("Parameter 'speed' expects a non-negative value")
+        check_speed(speed)
         self.id = job_id
         self.status = states.UNDEFINED
         self.error: str | None = None
@@ -286,8 +283,7 @@ class Job:
 
     def set_speed(self, speed: int) -> None:
         """Another limit in bytes per second, at once; 0 is no limit."""
-        if speed < 0:
-            raise InvalidArgument("Parameter 'speed' expects a non-negative value")
+        check_speed(speed)
         with self.changed:
             self._require("set-speed")
             self.limit.set(speed)
@@ -358,9 +354,7 @@ class Job:
                 (states.STANDBY, states.READY) if self.ready else (states.PAUSED, states.RUNNING)
             )
             self.transition(resting)
-            self._at_rest = True
-            self.changed.wait_for(lambda: not self._user_paused)
-            self._at_rest = False
+            self._rest(lambda: not self._user_paused)
             self.transition(working)
             self._check_cancelled()
 
@@ -375,12 +369,16 @@ class Job:
     def sleep(self, seconds: float, until: Callable[[], bool] | None = None) -> None:
         """Rest between two steps; ends early if `until`, or somebody wants something."""
         with self.changed:
-            self._at_rest = True
-            self.changed.wait_for(
+            self._rest(
                 lambda: self.cancelled or self._user_paused or (until is not None and until()),
                 seconds,
             )
-            self._at_rest = False
+
+    def _rest(self, until: Callable[[], bool], seconds: float | None = None) -> None:
+        """Wait, and be seen not to be busy. Lock held."""
+        self._at_rest = True
+        self.changed.wait_for(until, seconds)
+        self._at_rest = False
 
     def hold_back(self) -> None:
         """Wait until the speed limit allows more. Raises `JobCancelled`; rests while paused."""
@@ -429,18 +427,16 @@ class Job:
         """What to do about failed I/O: tells the world, and stops the job if that is the policy.
 
         operation  ``read`` or ``write``
-        Returns ``report``, ``ignore`` or ``stop``.
+        Returns the action: see `policies`.
         """
-        action = policy
-        if policy in (ENOSPC, AUTO):
-            action = STOP if error.errno == errno.ENOSPC else REPORT
+        action = action_for(policy, error)
         with self.changed:
             if action == STOP and self.status not in states.VERBS["resume"]:
                 action = REPORT  # it is about to end: nobody could resume it
             if action == STOP and not self.cancelled:
                 self._user_paused = True
                 if self.io_status == "ok":
-                    self.io_status = "nospace" if error.errno == errno.ENOSPC else "failed"
+                    self.io_status = "nospace" if is_out_of_space(error) else "failed"
             data = {"device": self.id, "operation": operation, "action": action}
             self.jobs.emit("BLOCK_JOB_ERROR", data)
             self.changed.notify_all()
@@ -509,11 +505,7 @@ class Job:
             self.transition(states.PENDING)
             if not self.auto_finalize and self.is_block_job:
                 self.jobs.emit("BLOCK_JOB_PENDING", {"type": self.type, "id": self.id})
-            self._at_rest = True
-            self.changed.wait_for(
-                lambda: self.cancelled or group.failed or not group.needs_finalize
-            )
-            self._at_rest = False
+            self._rest(lambda: self.cancelled or group.failed or not group.needs_finalize)
             if not self._may_go_on():
                 return False
         if not self._try(self.prepare):
@@ -527,9 +519,7 @@ class Job:
         group = self._transaction
         group.arrive(gate, self)
         self.changed.notify_all()
-        self._at_rest = True
-        self.changed.wait_for(lambda: group.is_open(gate) or (cancellable and self.cancelled))
-        self._at_rest = False
+        self._rest(lambda: group.is_open(gate) or (cancellable and self.cancelled))
 
     def _may_go_on(self) -> bool:
         if self._transaction.failed:
@@ -613,10 +603,3 @@ class Job:
         with self.changed:
             self.changed.wait_for(lambda: self.status in wanted or self.ended.is_set(), timeout)
             return self.status
-
-
-def check_policy(name: str, value: str) -> str:
-    """Raise `InvalidArgument` unless `value` is an error policy."""
-    if value not in POLICIES:
-        raise InvalidArgument(f"Parameter '{name}' does not accept value '{value}'")
-    return value

@@ -53,6 +53,15 @@ class Jobs:
         if job_id in self._jobs:
             raise InvalidArgument(f"Job ID '{job_id}' already in use")
 
+    def id_for(self, device: str, job_id: str | None) -> str:
+        """The id of a new block job of `device`: the one wanted, or else the device's name.
+
+        Raises `InvalidArgument` if the job cannot have it.
+        """
+        wanted = device if job_id is None else job_id
+        self.check_id(wanted)
+        return wanted
+
     def unregister(self, job: Job) -> None:
         """A job is forgotten."""
         with self.changed:

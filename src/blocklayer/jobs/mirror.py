@@ -24,8 +24,8 @@ from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.node import FormatNode
 from blocklayer.jobs.copying import CopyFailed, CopyingJob, CopyOptions
 from blocklayer.jobs.errors import JobCancelled, WrongState
-from blocklayer.jobs.job import REPORT, check_policy
 from blocklayer.jobs.mirror_filter import MirrorFilter
+from blocklayer.jobs.policies import REPORT, check_policy
 from blocklayer.jobs.workers import StepBuffer
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -304,9 +304,7 @@ def start(
     if buf_size < 0:
         raise InvalidArgument("Invalid parameter 'buf-size'")
     source, destination = graph.find(device), graph.find(target)
-    if job_id is None:
-        job_id = device
-    jobs.check_id(job_id)
+    job_id = jobs.id_for(device, job_id)
     graph.require_unblocked(source)
     if source is destination:
         raise InvalidArgument("Can't mirror node into itself")

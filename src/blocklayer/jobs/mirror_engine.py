@@ -60,7 +60,10 @@ READ, WRITE = "read", "write"
 
 
 class IoFailed(Exception):
-    """I/O on one side has failed."""
+    """I/O on one side has failed.
+
+    side  `READ` or `WRITE`; events call the operation so
+    """
 
     def __init__(self, side: str, error: BlocklayerError) -> None:
         super().__init__(str(error))

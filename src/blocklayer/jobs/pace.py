@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import time
 
+from blocklayer.base.errors import InvalidArgument
+
 SLICE_SECONDS = 0.1
 """How much may be done at once: the limit holds for averages over this time."""
 
@@ -16,6 +18,12 @@ BUSY_RATE = 4000.0
 
 REQUESTS_MIN = 16
 """Guests' requests between two looks at how busy they are."""
+
+
+def check_speed(speed: int) -> None:
+    """Raise `InvalidArgument` unless it may be a limit."""
+    if speed < 0:
+        raise InvalidArgument("Parameter 'speed' expects a non-negative value")
 
 
 class SpeedLimit:

@@ -9,7 +9,8 @@ from blocklayer.core import io as core_io
 from blocklayer.core.mapping import row_batches
 from blocklayer.core.node import FormatNode
 from blocklayer.jobs import chains
-from blocklayer.jobs.job import IGNORE, REPORT, Job, check_policy
+from blocklayer.jobs.job import Job
+from blocklayer.jobs.policies import IGNORE, REPORT, check_policy
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -154,8 +155,7 @@ def start(
     errors of the package; then nothing has changed.
     """
     node = graph.find(device)
-    job_id = device if job_id is None else job_id
-    jobs.check_id(job_id)
+    job_id = jobs.id_for(device, job_id)
     if base is not None and base_node is not None:
         raise InvalidArgument("'base' and 'base-node' cannot be specified at the same time")
     if bottom is not None and (base is not None or base_node is not None):

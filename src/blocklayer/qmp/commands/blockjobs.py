@@ -59,8 +59,7 @@ def drive_mirror(context: Context, arguments: schema.DriveMirror) -> None:
     graph, jobs = context.graph, context.jobs
     _require_root(graph, arguments.device)
     source = graph.find(arguments.device)
-    job_id = arguments.device if arguments.job_id is None else arguments.job_id
-    jobs.check_id(job_id)
+    job_id = jobs.id_for(arguments.device, arguments.job_id)
     if arguments.node_name is not None:
         graph.check_new_name(arguments.node_name)
     options = _given(arguments)
@@ -111,8 +110,7 @@ def begin_drive_backup(
     """drive-backup; the job, and what removes the image that was made for it."""
     graph = context.graph
     source = graph.find(arguments.device)
-    job_id = arguments.device if arguments.job_id is None else arguments.job_id
-    context.jobs.check_id(job_id)
+    context.jobs.id_for(arguments.device, arguments.job_id)  # before an image is made
     options = _given(arguments)
     for name in ("format", "mode"):
         options.pop(name, None)
