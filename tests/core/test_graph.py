@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from blocklayer.core.requests import Tracker
 from blocklayer.protocols.memory import MemoryNode
 from blocklayer.testing.model import ModelDisk
 from tests.support.crew import run_together
+from tests.support.refusals import refusal
 
 SIZE = MiB
 
@@ -44,12 +45,6 @@ def files(tmp_path: Path) -> Path:
 def qed(files: Path, name: str, **more: Any) -> dict[str, Any]:
     file = {"driver": "file", "filename": str(files / f"{name}.qed")}
     return {"driver": "qed", "node-name": name, "file": file, **more}
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(BlocklayerError) as caught:
-        action()
-    return str(caught.value)
 
 
 # --- adding and removing ---

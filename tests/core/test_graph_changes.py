@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import pytest
 
 import blocklayer
 from blocklayer.base.buffers import Vector
-from blocklayer.base.errors import BlocklayerError
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core import objects
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.graph import Graph
 from blocklayer.core.node import Node
 from blocklayer.filters.throttle import ThrottleNode
+from tests.support.refusals import refusal
 
 SIZE = MiB
 
@@ -49,12 +49,6 @@ def stored(folder: Path, name: str, **more: Any) -> dict[str, Any]:
     if not path.exists():
         path.write_bytes(bytes(SIZE))
     return {"driver": "file", "node-name": name, "filename": str(path), **more}
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(BlocklayerError) as caught:
-        action()
-    return str(caught.value)
 
 
 def raw(node: str, file: str, **more: Any) -> dict[str, Any]:

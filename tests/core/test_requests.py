@@ -6,19 +6,12 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
 from blocklayer.base.errors import Closed
 from blocklayer.core.requests import RangeLock, Tracker
-from tests.support.crew import run_together
-
-
-def in_thread(action: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=action, daemon=True)
-    thread.start()
-    return thread
+from tests.support.crew import in_thread, run_together
 
 
 def ends(thread: threading.Thread) -> bool:

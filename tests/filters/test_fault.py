@@ -42,6 +42,7 @@ from blocklayer.filters.fault_rules import (
     parse_rules,
 )
 from blocklayer.testing.recorder import Recorder
+from tests.support.crew import in_thread
 from tests.support.graphs import memory, open_disk, snapshot
 from tests.support.qed_image import CLUSTER, QedImage
 
@@ -296,12 +297,6 @@ def test_a_read_that_padding_needs_fails_the_write() -> None:
 
 
 # --- break points ---
-
-
-def in_thread(action: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=action, daemon=True)
-    thread.start()
-    return thread
 
 
 def test_a_request_waits_until_it_is_resumed(fault: FaultNode) -> None:

@@ -49,10 +49,3 @@ def wait_end(job: Job) -> Job:
     """Until it has ended."""
     assert job.wait(PATIENCE), job.info()
     return job
-
-
-def content(node: Node) -> bytes:
-    """All bytes."""
-    buffer = bytearray(node.size)
-    node.readv(0, [memoryview(buffer)])
-    return bytes(buffer)

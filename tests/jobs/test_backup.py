@@ -6,14 +6,12 @@ from __future__ import annotations
 import errno
 import random
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from blocklayer.base.buffers import Vector, vector_length
-from blocklayer.base.errors import BlocklayerError
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.node import Node
@@ -22,8 +20,10 @@ from blocklayer.jobs.backup import BackupJob
 from blocklayer.jobs.errors import WrongState
 from blocklayer.jobs.transaction import JobTransaction
 from blocklayer.protocols.memory import MemoryNode
-from tests.jobs.scenes import Stage, content, stage, wait_end
+from tests.jobs.scenes import Stage, stage, wait_end
 from tests.jobs.test_mirror_model import Flaky, seeds
+from tests.support.graphs import snapshot
+from tests.support.refusals import refusal
 
 SIZE = MiB + 512
 
@@ -93,7 +93,7 @@ def test_the_moment_is_kept(seed: int) -> None:
         guest = Guest(here, seed)
         for _ in range(30):
             guest.step()
-        kept = content(source)
+        kept = snapshot(source)
         job = begin(here, speed=200_000)
         guest.start()
         job.sleep(0.05)
@@ -102,15 +102,15 @@ def test_the_moment_is_kept(seed: int) -> None:
         wait_end(job)
         assert job.error is None
         guest.stop()
-        assert content(target) == kept
-        assert content(source) != kept
+        assert snapshot(target) == kept
+        assert snapshot(source) != kept
 
 
 def test_none_keeps_only_what_is_overwritten() -> None:
     with stage() as here:
         source, target, _ = set_up(here)
         target.writev(0, [memoryview(b"o" * SIZE)])
-        kept = content(source)
+        kept = snapshot(source)
         job = begin(here, "none")
         with here.graph.open_disk("src", writable=True) as disk:
             disk.write(100 * KiB, b"new")
@@ -118,7 +118,7 @@ def test_none_keeps_only_what_is_overwritten() -> None:
         wait_end(job)
         grain = 64 * KiB
         expected = b"o" * grain + kept[grain : 2 * grain] + b"o" * (SIZE - 2 * grain)
-        assert content(target) == expected
+        assert snapshot(target) == expected
 
 
 def test_incremental() -> None:
@@ -130,19 +130,19 @@ def test_incremental() -> None:
         guest = Guest(here)
         for _ in range(5):
             guest.step()
-        kept = content(source)
+        kept = snapshot(source)
         job = begin(here, "incremental", bitmap="b0", speed=1)
         assert bitmap.busy
         guest.step()
         job.set_speed(0)
         wait_end(job)
         assert job.error is None
-        assert content(target) == kept
+        assert snapshot(target) == kept
         assert not bitmap.busy
         assert not bitmap.is_empty, "what the guest wrote meanwhile is for the next time"
-        kept = content(source)
+        kept = snapshot(source)
         wait_end(begin(here, "bitmap", bitmap="b0", bitmap_mode="never"))
-        assert content(target) == kept
+        assert snapshot(target) == kept
         assert not bitmap.is_empty
         flaky.failing = 1.0
         before = bitmap.count
@@ -162,17 +162,17 @@ def test_a_guest_does_not_fail_with_the_target() -> None:
             disk.write(SIZE - 10, b"x" * 10)
         wait_end(job)
         assert job.error == "Input/output error"
-        assert content(source).endswith(b"x" * 10)
+        assert snapshot(source).endswith(b"x" * 10)
 
 
 def test_ignored_errors_are_tried_again() -> None:
     with stage() as here:
         source, target, flaky = set_up(here)
-        kept = content(source)
+        kept = snapshot(source)
         flaky.code = errno.ENOSPC
         flaky.failing = 0.5
         wait_end(begin(here, on_target_error="ignore"))
-        assert content(target) == kept
+        assert snapshot(target) == kept
 
 
 def test_backups_of_one_moment() -> None:
@@ -192,12 +192,6 @@ def test_backups_of_one_moment() -> None:
         names = [name for name, _ in here.events if name.startswith("BLOCK_JOB")]
         assert set(names) in ({"BLOCK_JOB_CANCELLED"}, {"BLOCK_JOB_COMPLETED"})
         assert len(names) == 2
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(BlocklayerError) as caught:
-        action()
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +278,7 @@ def test_limits_of_requests_are_kept(perf: dict[str, int], most: int, longest: i
         )
         wait_end(job)
         assert job.error is None
-        assert content(target) == content(source)
+        assert snapshot(target) == snapshot(source)
         assert watched.most <= most
         assert watched.longest <= longest
         if perf.get("max-chunk"):

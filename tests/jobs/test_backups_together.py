@@ -26,9 +26,10 @@ from blocklayer.jobs.errors import WrongState
 from blocklayer.jobs.transaction import JobTransaction
 from blocklayer.protocols.memory import MemoryNode
 from blocklayer.testing.model import ModelDisk
-from tests.jobs.scenes import Stage, content, stage, wait_end
+from tests.jobs.scenes import Stage, stage, wait_end
 from tests.jobs.test_fleecing import threads
 from tests.jobs.test_mirror_model import Flaky, seeds
+from tests.support.graphs import snapshot
 
 SIZE = 1024 * KiB + 512
 GUESTS = 3
@@ -42,7 +43,7 @@ class Guests:
         self.graph = graph
         self.disk = disk
         self.model = ModelDisk(SIZE)
-        self.model.write(0, content(source))
+        self.model.write(0, snapshot(source))
         cuts = [SIZE * number // GUESTS // 7 * 7 for number in range(GUESTS)]
         self.parts = list(zip(cuts, [*cuts[1:], SIZE], strict=True))
 
@@ -98,11 +99,11 @@ class Scene:
         """Back up to a target; what it has to keep is noted."""
         named = {"job_id": f"b{number}", "device": "src", "target": f"dst{number}"} | options
         with self.here.graph.drained(self.source):
-            self.kept[number] = content(self.source)
+            self.kept[number] = snapshot(self.source)
             return backup.start(self.here.graph, self.here.jobs, sync=sync, **named)
 
     def require_kept(self, number: int) -> None:
-        assert content(self.targets[number]) == self.kept[number]
+        assert snapshot(self.targets[number]) == self.kept[number]
 
     def require_order(self) -> None:
         """Nothing remains of the jobs, and nobody's write is lost."""
@@ -111,7 +112,7 @@ class Scene:
         assert self.here.graph.find_top("src") is self.source
         for name in self.names:
             self.here.graph.require_unblocked(name)
-        self.guests.model.require(0, content(self.source))
+        self.guests.model.require(0, snapshot(self.source))
         self.guests.model.require(0, self.disk.read(0, SIZE))
 
 
@@ -219,7 +220,7 @@ def test_of_one_moment(grouped: bool) -> None:
         here.require_kept(0)
         for number, runs in ((1, marked), (2, changed)):
             for offset, length in runs:
-                found = content(here.targets[number])[offset : offset + length]
+                found = snapshot(here.targets[number])[offset : offset + length]
                 assert found == here.kept[number][offset : offset + length]
         here.require_order()
 
@@ -282,7 +283,7 @@ def test_one_that_cannot_begin_leaves_the_others(monkeypatch: pytest.MonkeyPatch
         unleash(first)
         wait_end(first)
         here.require_kept(0)
-        assert not any(content(here.targets[1]))
+        assert not any(snapshot(here.targets[1]))
         here.require_order()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 import blocklayer
-from blocklayer.base.errors import BlocklayerError
 from blocklayer.base.units import KiB, MiB
 from blocklayer.jobs import commit, stream
 from blocklayer.jobs.job import Job
 from blocklayer.testing.model import ModelDisk
 from tests.jobs.scenes import Stage, stage, wait_end, wait_ready
+from tests.support.refusals import refusal
 
 SIZE = 4 * MiB
 SIZES = {"base": SIZE - 2 * MiB, "mid": SIZE - MiB, "top": SIZE}
@@ -190,12 +190,6 @@ def test_a_cancelled_stream(chain: Chain) -> None:
     wait_end(job)
     assert chain.layers() == ["top", "mid", "base"]
     chain.finish("top")
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(BlocklayerError) as caught:
-        action()
-    return str(caught.value)
 
 
 def test_who_is_busy(chain: Chain) -> None:

@@ -25,7 +25,8 @@ from blocklayer.jobs.backup import BackupJob
 from blocklayer.jobs.errors import WrongState
 from blocklayer.jobs.transaction import JobTransaction
 from blocklayer.protocols.memory import MemoryNode
-from tests.jobs.scenes import PATIENCE, Stage, content, stage, wait_end, wait_ready
+from tests.jobs.scenes import PATIENCE, Stage, stage, wait_end, wait_ready
+from tests.support.graphs import snapshot
 
 GRANULE = 64 * KiB
 
@@ -154,7 +155,7 @@ def test_a_switch_of_the_copy_mode_loses_no_mark() -> None:
             job.complete()
             wait_end(job)
             assert disk.read(0, 512) == b"B" * 512
-            assert content(racing.child) == content(target)
+            assert snapshot(racing.child) == snapshot(target)
 
 
 def test_an_early_flush_that_fails_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +337,7 @@ def test_a_target_known_as_zero_while_a_guest_writes(monkeypatch: pytest.MonkeyP
     with stage() as here:
         source, target = MemoryNode(MiB), MemoryNode(MiB)
         source.writev(0, [memoryview(b"old" * (MiB // 4))])
-        before = content(source)
+        before = snapshot(source)
         here.put("src", source)
         here.put("dst", target)
         with here.graph.open_disk("src", writable=True) as disk:
@@ -352,7 +353,7 @@ def test_a_target_known_as_zero_while_a_guest_writes(monkeypatch: pytest.MonkeyP
             )
             wait_end(job)
             assert job.engine.zero.count == MiB - align_up(3 * (MiB // 4), GRANULE)
-        assert content(target) == before
+        assert snapshot(target) == before
 
 
 def test_a_cancellation_at_the_last_gate_waits_for_the_group() -> None:
@@ -438,7 +439,7 @@ def test_what_was_written_while_a_mirror_was_pending_is_copied_before_guests_wai
             wait_end(job)
             assert left
             assert left[0] <= MiB
-            assert content(target) == b"x" * 8 * MiB
+            assert snapshot(target) == b"x" * 8 * MiB
 
 
 def test_a_pending_mirror_is_not_stopped_by_an_error() -> None:
@@ -498,4 +499,4 @@ def test_a_backup_leaves_nothing_out_after_ignored_errors(monkeypatch: pytest.Mo
         wait_end(job)
         assert job.error is None
         assert failures == [0]
-        assert content(target) == b"x" * MiB
+        assert snapshot(target) == b"x" * MiB

@@ -30,8 +30,9 @@ from blocklayer.jobs.backup import BackupJob
 from blocklayer.jobs.errors import WrongState
 from blocklayer.protocols.memory import MemoryNode
 from blocklayer.testing.model import ModelDisk
-from tests.jobs.scenes import Stage, content, stage, wait_end
+from tests.jobs.scenes import Stage, stage, wait_end
 from tests.jobs.test_mirror_model import Flaky, seeds
+from tests.support.graphs import snapshot
 
 SIZE = 2 * MiB + 512
 READERS = 3
@@ -65,7 +66,7 @@ def fill(node: Node, chooser: random.Random) -> ModelDisk:
         offset = chooser.randrange(SIZE - 100 * KiB)
         node.writev(offset, [memoryview(chooser.randbytes(chooser.randrange(1, 100 * KiB)))])
     kept = ModelDisk(SIZE)
-    kept.write(0, content(node))
+    kept.write(0, snapshot(node))
     return kept
 
 
@@ -185,7 +186,7 @@ def test_readers_see_the_moment(seed: int, cluster: int, tmp_path: Path) -> None
                         look(readers[0], kept, chooser)
                 source.seconds = 0
                 kept.require(0, readers[0].read(0, SIZE))
-                assert content(source) != bytes(kept.content)
+                assert snapshot(source) != bytes(kept.content)
             end(job)
         assert job.error == "Operation canceled"
 

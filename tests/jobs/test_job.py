@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from blocklayer.base.errors import BlocklayerError, IoError
+from blocklayer.base.errors import IoError
 from blocklayer.jobs import states
 from blocklayer.jobs.errors import JobNotFound
 from blocklayer.jobs.job import Job
 from blocklayer.jobs.manager import Jobs
 from blocklayer.jobs.transaction import JobTransaction
 from tests.jobs.scenes import wait_end
+from tests.support.refusals import refusal
 
 LEGAL = {
     "created": "running aborting null",
@@ -77,12 +78,6 @@ def made(**options: Any) -> tuple[Work, list[str]]:
     heard: list[str] = []
     jobs.add_listener(lambda name, data: heard.append(data.get("status", name)))
     return Work(jobs, **options), heard
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(BlocklayerError) as caught:
-        action()
-    return str(caught.value)
 
 
 def test_the_table_of_transitions() -> None:

@@ -29,6 +29,7 @@ from blocklayer.jobs.job import Job
 from blocklayer.jobs.manager import Jobs
 from blocklayer.protocols.memory import MemoryNode
 from blocklayer.testing.model import ModelDisk
+from tests.support.graphs import snapshot
 
 SIZE = 1024 * KiB + 512
 
@@ -181,7 +182,7 @@ class Scene:
         return job
 
     def require_equal(self) -> None:
-        one, other = content(self.source_storage), content(self.target_storage)
+        one, other = snapshot(self.source_storage), snapshot(self.target_storage)
         if one != other:
             where = next(i for i in range(SIZE) if one[i] != other[i])
             raise AssertionError(f"source and target differ at {where} at the switch")
@@ -189,12 +190,6 @@ class Scene:
     def close(self) -> None:
         self.disk.close()
         self.graph.close()
-
-
-def content(node: Node) -> bytes:
-    buffer = bytearray(SIZE)
-    node.readv(0, [memoryview(buffer)])
-    return bytes(buffer)
 
 
 @contextmanager
@@ -271,9 +266,9 @@ def test_cancelled_when_ready_the_target_is_a_copy_of_one_moment(seed: int) -> N
         job.cancel()
         assert job.wait(30)
         assert made.disk.node is made.source
-        kept = content(made.target_storage)
+        kept = snapshot(made.target_storage)
         time.sleep(0.05)
-        assert content(made.target_storage) == kept, "the target is written to after the end"
+        assert snapshot(made.target_storage) == kept, "the target is written to after the end"
     assert made.events[-3][0] == "BLOCK_JOB_COMPLETED"
 
 
@@ -291,9 +286,9 @@ def test_cancelled_by_force_at_any_moment(seed: int) -> None:
         assert job.wait(30)
         assert made.disk.node is made.source
         assert [name for name in made.graph.names if name[0] != "#"] == ["src", "dst"]
-        kept = content(made.target_storage)
+        kept = snapshot(made.target_storage)
         time.sleep(0.05)
-        assert content(made.target_storage) == kept, "the target is written to after the end"
+        assert snapshot(made.target_storage) == kept, "the target is written to after the end"
     assert ("BLOCK_JOB_CANCELLED") in [name for name, _ in made.events]
 
 

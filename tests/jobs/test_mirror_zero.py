@@ -14,7 +14,8 @@ from blocklayer.jobs.mirror import MirrorJob
 from blocklayer.jobs.zero_bitmap import ZeroBitmap
 from blocklayer.protocols.memory import MemoryNode
 from blocklayer.testing.recorder import Recorded, Recorder
-from tests.jobs.scenes import Stage, content, stage, wait_end, wait_ready
+from tests.jobs.scenes import Stage, stage, wait_end, wait_ready
+from tests.support.graphs import snapshot
 
 SIZE = 4 * MiB
 GRAIN = 64 * KiB
@@ -76,7 +77,7 @@ def test_a_target_that_holds_something_is_zeroed_once() -> None:
         job, recorder = begin(here, target_has=b"old" * 1000)
         zeroed = sum(each.length for each in recorder.take("zero"))
         assert zeroed == SIZE - 256 * KiB
-        assert content(here.graph.find("dst")) == content(job.source)
+        assert snapshot(here.graph.find("dst")) == snapshot(job.source)
 
 
 def test_told_that_it_is_zero_nobody_looks() -> None:
@@ -107,7 +108,7 @@ def test_zeroes_of_guests_are_not_written_twice(mode: str) -> None:
         disk.write_zeroes(MiB, GRAIN)  # known to be zero no longer
         settle(job)
         assert "zero" in [each.verb for each in changes(recorder)] or mode == "background"
-        assert content(here.graph.find("dst")) == content(job.source)
+        assert snapshot(here.graph.find("dst")) == snapshot(job.source)
         disk.close()
 
 
@@ -146,7 +147,7 @@ def test_the_status_of_the_target_is_never_asked_for_a_guest() -> None:
                 disk.write_zeroes(offset, length, unmap=chooser.random() < 0.5)
         settle(job)
         assert recorder.take("map") == []
-        assert content(here.graph.find("dst")) == content(job.source)
+        assert snapshot(here.graph.find("dst")) == snapshot(job.source)
         disk.close()
 
 
@@ -200,6 +201,6 @@ def test_no_data_is_skipped_and_no_zero_written_twice() -> None:
                 assert not any(seen[offset : offset + length]), f"{verb} twice at {offset}"
                 seen[offset : offset + length] = b"\1" * length
             assert all(seen)
-            assert content(storage) == content(source)
+            assert snapshot(storage) == snapshot(source)
             job.cancel()
             wait_end(job)

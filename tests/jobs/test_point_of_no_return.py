@@ -18,7 +18,8 @@ from blocklayer.jobs.errors import WrongState
 from blocklayer.jobs.job import Job
 from blocklayer.jobs.mirror import MirrorJob
 from blocklayer.protocols.memory import MemoryNode
-from tests.jobs.scenes import PATIENCE, Stage, content, stage, wait_end, wait_ready
+from tests.jobs.scenes import PATIENCE, Stage, stage, wait_end, wait_ready
+from tests.support.graphs import snapshot
 
 
 class SlowToFlush(FilterNode):
@@ -71,8 +72,8 @@ def test_a_mirror_that_is_cancelled_while_it_waits_for_its_target(nth: int, soft
             wait_end(job)
             assert ends(here) == ["BLOCK_JOB_CANCELLED"]
             disk.write(0, b"b" * MiB)
-            assert content(source)[:MiB] == b"b" * MiB
-            assert content(target)[:MiB] == b"a" * MiB
+            assert snapshot(source)[:MiB] == b"b" * MiB
+            assert snapshot(target)[:MiB] == b"a" * MiB
             assert disk.node is source
 
 

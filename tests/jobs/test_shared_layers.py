@@ -14,7 +14,8 @@ from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.units import KiB, MiB
 from blocklayer.jobs import backup, commit, mirror, stream
 from blocklayer.jobs.job import Job
-from tests.jobs.scenes import Stage, content, stage, wait_end
+from tests.jobs.scenes import Stage, stage, wait_end
+from tests.support.graphs import snapshot
 
 CHAIN = ("a", "b", "c", "s")
 KINDS: dict[str, dict[str, Any]] = {"active": {}, "intermediate": {"top_node": "c"}}
@@ -50,7 +51,7 @@ class Layers:
         return commit.start(self.graph, self.here.jobs, **options)
 
     def content(self, name: str) -> bytes:
-        return content(self.graph.find(name))
+        return snapshot(self.graph.find(name))
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from blocklayer.jobs import mirror
 from blocklayer.jobs.steps import Step
 from blocklayer.jobs.workers import StepBuffer, Workers
 from blocklayer.protocols.memory import MemoryNode
-from tests.jobs.scenes import content, stage, wait_end, wait_ready
+from tests.jobs.scenes import stage, wait_end, wait_ready
+from tests.support.graphs import snapshot
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def move(data: bytes, target_has: bytes = b"") -> None:
         wait_ready(job)
         job.cancel()
         wait_end(job)
-        assert content(target) == content(source)
+        assert snapshot(target) == snapshot(source)
 
 
 def test_zeroes_need_no_memory(made: list[StepBuffer]) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from blocklayer.base.units import KiB, MiB
 from blocklayer.jobs import mirror
 from blocklayer.protocols.memory import MemoryNode
-from tests.jobs.scenes import content, stage, wait_end, wait_ready
+from tests.jobs.scenes import stage, wait_end, wait_ready
 from tests.support import needs
+from tests.support.graphs import snapshot
 from tests.support.nbd_servers import nbdkit, running
 
 
@@ -42,4 +43,4 @@ def test_a_mirror_onto_an_export(tmp_path: Path, rng: random.Random) -> None:
             job.complete()
             wait_end(job)
             assert job.error is None
-        assert image.read_bytes() == content(source)
+        assert image.read_bytes() == snapshot(source)

@@ -10,6 +10,7 @@ import pytest
 
 import blocklayer
 from tests.qmp.daemons import Conversation, conversation
+from tests.qmp.scripts import action
 
 MIB = 1 << 20
 BUSY = "Bitmap 'bm' is currently in use by another operation and cannot be used"
@@ -29,10 +30,6 @@ def talk(tmp_path: Path) -> Iterator[Conversation]:
                 talk.do("block-dirty-bitmap-disable", node="s", name="bm")
         talk.do("block-dirty-bitmap-enable", node="s", name="bm")
         yield talk
-
-
-def action(kind: str, **data: Any) -> dict[str, Any]:
-    return {"type": kind, "data": {name.replace("_", "-"): each for name, each in data.items()}}
 
 
 def backup(**more: Any) -> dict[str, Any]:

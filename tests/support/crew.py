@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that start together, and whose failures are failures of the test."""
+"""Threads: one on its own, and some that start together, whose failures are the test's."""
 
 from __future__ import annotations
 
@@ -30,3 +30,10 @@ def run_together(*actions: Callable[[], object]) -> None:
     if failures:
         raise failures[0]
     assert not any(thread.is_alive() for thread in threads), "threads wait for each other"
+
+
+def in_thread(action: Callable[[], object]) -> threading.Thread:
+    """A thread of its own for an action, whose failure nobody is told of."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    return thread
