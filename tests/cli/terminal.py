@@ -28,7 +28,6 @@ class Terminal:
         self,
         words: Sequence[str],
         *,
-        stdin: bool = True,
         stdout: bool = True,
         keys: bool = False,
         environment: Mapping[str, str] | None = None,
@@ -38,7 +37,7 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.process = subprocess.Popen(
             [*(["setsid", "--ctty"] if keys else []), sys.executable, "-m", "blocklayer", *words],
-            stdin=slave if stdin else subprocess.DEVNULL,
+            stdin=slave,
             stdout=slave if stdout else subprocess.PIPE,
             stderr=slave,
             start_new_session=not keys,

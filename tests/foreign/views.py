@@ -78,9 +78,9 @@ def assert_same(path: Path, *, format: str = "qed", expected: bytes | None = Non
     return seen
 
 
-def assert_clean(path: Path, *, force_share: bool = False) -> qemu.Check:
+def assert_clean(path: Path) -> qemu.Check:
     """Nothing is wrong with a QED image, and both count the same."""
-    ours = check(path, force_share=force_share)
-    assert ours == qemu.check(path, force_share=force_share)
+    ours = check(path)
+    assert ours == qemu.check(path)
     assert ours.clean
     return ours

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from blocklayer.base.units import GiB, KiB, MiB, TiB
+from blocklayer.base.units import INT64_MAX, GiB, KiB, MiB, TiB
 from blocklayer.formats.qed.layout import MAGIC, ZERO_CLUSTER, Header
 from tests.hostile.images import Image, table_of
 from tests.hostile.prison import Prison
 from tests.hostile.verbs import CHANGING, EVERYTHING, LOOKING
 
-INT64_MAX = 2**63 - 1
-TMPFS_MAX = INT64_MAX
 CHEAP = tuple(verb for verb in (*LOOKING, *CHANGING) if verb not in ("extents", "map_it"))
 """What does not walk the whole disk."""
 

@@ -43,7 +43,7 @@ def changes(recorder: Recorder) -> list[Recorded]:
 
 
 def test_rounding() -> None:
-    zero = ZeroBitmap(10 * GRAIN + 5, GRAIN, full=False)
+    zero = ZeroBitmap(10 * GRAIN + 5, GRAIN)
     assert not zero.is_set(0, 1)
     zero.set(GRAIN // 2, 2 * GRAIN)  # narrow: one granule lies wholly in it
     assert zero.is_set(GRAIN, GRAIN)

@@ -146,7 +146,7 @@ def status(*pairs: tuple[int, int], identity: int = 1) -> bytes:
     return number(identity, 4) + b"".join(number(value, 4) for value in numbers)
 
 
-def wide_status(*pairs: tuple[int, int], identity: int = 1, count: int | None = None) -> bytes:
+def wide_status(*pairs: tuple[int, int], count: int | None = None) -> bytes:
     numbers = (value for pair in pairs for value in pair)
-    head = number(identity, 4) + number(len(pairs) if count is None else count, 4)
+    head = number(1, 4) + number(len(pairs) if count is None else count, 4)
     return head + b"".join(number(value, 8) for value in numbers)

@@ -61,9 +61,9 @@ def make(path: Path, content: bytes, format: str = "raw") -> Layer:
     return Layer(path, model, format)
 
 
-def model_of(content: bytes, size: int | None = None) -> ModelDisk:
+def model_of(content: bytes) -> ModelDisk:
     """A model that says nothing of layers; `content` is followed by zeroes."""
-    model = ModelDisk(align_up(len(content), SECTOR) if size is None else size)
+    model = ModelDisk(align_up(len(content), SECTOR))
     model.content[: len(content)] = content
     return model
 
@@ -145,12 +145,11 @@ class Watcher:
         operation: str,
         *,
         cancel_at: int = 0,
-        token: CancelToken | None = None,
         fail_at: int = 0,
     ) -> None:
         self.operation = operation
         self.seen: list[Progress] = []
-        self.token = token or CancelToken()
+        self.token = CancelToken()
         self._cancel_at = cancel_at
         self._fail_at = fail_at
 

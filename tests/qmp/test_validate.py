@@ -1,16 +1,19 @@
 """Arguments against declarations: QEMU's words, the order of its looking, both spellings."""
 
+from __future__ import annotations
+
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec import inspect
 
 from blocklayer.qmp.commands import all_commands
-from blocklayer.qmp.reference import nested
 from blocklayer.qmp.schema import bitmaps, blockdev, exports, jobs, nodes, objects, transactions
 from blocklayer.qmp.types import Members, QmpError
-from blocklayer.qmp.validate import checked, convert
+from blocklayer.qmp.validate import checked, convert, type_of
 
 FILE = {"driver": "file", "filename": "x"}
 
@@ -182,6 +185,30 @@ def test_random_changes_are_accepted_or_refused_in_words(rng: random.Random) -> 
         else:
             assert refusal.startswith(("Parameter '", "Invalid parameter type for '"))
     assert accepted > 50
+
+
+def nested(cls: Any) -> Iterator[Any]:
+    """Objects that an argument object has in it, itself first; each once."""
+    seen: list[Any] = []
+    pending = [cls]
+    while pending:
+        each = pending.pop()
+        if each in seen or not (isinstance(each, type) and issubclass(each, Members)):
+            continue
+        seen.append(each)
+        yield each
+        for field in type_of(each).fields:  # type: ignore[attr-defined]
+            pending += _classes_in(field.type)
+
+
+def _classes_in(kind: inspect.Type) -> list[Any]:
+    if isinstance(kind, inspect.Metadata):
+        return _classes_in(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return [cls for each in kind.types for cls in _classes_in(each)]
+    if isinstance(kind, inspect.ListType):
+        return _classes_in(kind.item_type)
+    return [kind.cls] if isinstance(kind, inspect.StructType) else []
 
 
 def test_every_argument_is_described() -> None:

@@ -348,11 +348,6 @@ class NbdPeer:
             self.receive()
         return self._finished.popitem()
 
-    @property
-    def open_requests(self) -> int:
-        """Requests without an answer."""
-        return len(self._pending)
-
     def receive(self) -> None:
         """Take one reply or chunk."""
         (magic,) = struct.unpack(">I", self.take(4))

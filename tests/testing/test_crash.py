@@ -51,9 +51,9 @@ def holding(letters: str) -> CrashDisk:
     return CrashDisk(disk.snapshot())
 
 
-def lost_power(disk: CrashDisk, effort: Effort = ALL) -> set[str]:
+def lost_power(disk: CrashDisk) -> set[str]:
     """What the disk may hold after a power failure at any moment."""
-    states = crash_states(disk, effort, random.Random(0))
+    states = crash_states(disk, ALL, random.Random(0))
     return {letters(state.snapshot) for state in states if not state.killed}
 
 

@@ -35,7 +35,9 @@ _objects: dict[str, UserObject] = {}
 
 def add(kind: str, name: str, properties: dict[str, Any]) -> None:
     """Make a new object known. Raises `InvalidArgument` for what cannot be used."""
-    if not _is_identifier(name):
+    from blocklayer.core.node_names import is_well_formed
+
+    if not is_well_formed(name):
         raise InvalidArgument("Parameter 'id' expects an identifier")
     if name in _objects:
         raise InvalidArgument(
@@ -64,15 +66,6 @@ def forget(name: str) -> None:
 def names() -> list[str]:
     """Of all objects."""
     return list(_objects)
-
-
-def _is_identifier(name: str) -> bool:
-    """A letter, then letters, digits, ``-``, ``.``, ``_``."""
-    return (
-        name.isascii()
-        and name[:1].isalpha()
-        and all(character.isalnum() or character in "-._" for character in name)
-    )
 
 
 # --- secrets --------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ class Engine:
         self.size = source.size
         self.granularity = granularity
         self.dirty = Bitmap(self.size, granularity)
-        self.zero = ZeroBitmap(self.size, granularity, full=False)
+        self.zero = ZeroBitmap(self.size, granularity)
         self.unmap = unmap and target.discard_mode == "unmap"
         self.write_blocking = False
         """Guests wait until the target has their writes, too."""

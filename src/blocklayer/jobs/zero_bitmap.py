@@ -13,13 +13,12 @@ from blocklayer.core.bitmap import Bitmap
 
 
 class ZeroBitmap:
-    """Known zeroes of a disk of `size` bytes; all of it, or nothing, at the start. Thread-safe."""
+    """Known zeroes of a disk of `size` bytes; at the start nothing is known. Thread-safe."""
 
-    def __init__(self, size: int, granularity: int, *, full: bool) -> None:
+    def __init__(self, size: int, granularity: int) -> None:
         self._unknown = Bitmap(size, granularity)
         self._size = size
-        if not full:
-            self._unknown.set(0, size)
+        self._unknown.set(0, size)
 
     def clear(self, offset: int, length: int) -> None:
         """The range is about to be written or discarded: every granule it touches is unknown."""

@@ -132,15 +132,13 @@ class Survey(Negotiation):
             raise wrong(f"its answers to {wire.OPTION_NAMES[option]} have no end")
 
 
-def list_exports(
-    location: Location, encrypted: Encryption | None = None, *, seconds: float = CONNECT_SECONDS
-) -> Listing:
+def list_exports(location: Location, encrypted: Encryption | None = None) -> Listing:
     """Ask a server. Raises `RemoteError`, `ProtocolError`. The location's export does not matter.
 
     For `encrypted` see `client_connect.encryption`.
     """
     engine = Survey(tls=encrypted is not None)
-    connected = negotiate(location, encrypted, engine, time.monotonic() + seconds)
+    connected = negotiate(location, encrypted, engine, time.monotonic() + CONNECT_SECONDS)
     connected.close()
     return engine.listing
 

@@ -240,9 +240,9 @@ class Negotiation:
             raise wrong(f"its NBD_REP_ACK to {name} carries {len(data)} bytes")
         return Reply(head.kind, data)
 
-    def _single(self, option: int, data: bytes = b"") -> Script[Reply]:
+    def _single(self, option: int) -> Script[Reply]:
         """Ask for what is answered by one reply: consent, or an error."""
-        self._ask(option, data)
+        self._ask(option)
         reply = yield from self._read(option)
         if reply.kind != wire.REP_ACK and not reply.is_error:
             raise self._unexpected(option, reply.kind)

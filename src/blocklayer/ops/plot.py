@@ -43,6 +43,9 @@ VISIBLE = 0.6
 LINES_MAX = 4000
 """Lines in a diagram of an SVG: more than that become one picture."""
 
+NAME_LENGTH_MAX = 48
+"""Letters of a file's name in the legend."""
+
 
 class PlotResult(Record, frozen=True):
     """What was drawn, in bytes: the part of the disk; zeroes, and what no layer has.
@@ -195,9 +198,10 @@ def _legend(found: Survey, letters: Letters) -> list[Any]:
     return entries
 
 
-def _short(name: str, letters: Letters, limit: int = 48) -> str:
+def _short(name: str, letters: Letters) -> str:
     text = letters.writable(printable(os.path.basename(name))) or "?"
-    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 2 + 1 :]}"
+    half = NAME_LENGTH_MAX // 2
+    return text if len(text) <= NAME_LENGTH_MAX else f"{text[:half]}…{text[1 - half :]}"
 
 
 # --- the map --------------------------------------------------------------------------------------

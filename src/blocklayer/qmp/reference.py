@@ -14,7 +14,7 @@ from msgspec import Struct, inspect
 from blocklayer.qmp.commands import FAMILIES
 from blocklayer.qmp.introspect import common_base
 from blocklayer.qmp.schema.events import EVENTS
-from blocklayer.qmp.types import Command, Members
+from blocklayer.qmp.types import Command
 from blocklayer.qmp.validate import type_of
 
 _ENTRY = re.compile(r"(\S+)  +(\S.*)")
@@ -180,30 +180,6 @@ def _result(declared: Any) -> Iterator[str]:
         yield ""
         yield f"{_about(inner)}"
         yield from _spaced(_table(inner))
-
-
-def nested(cls: Any) -> Iterator[Any]:
-    """Objects that an argument object has in it, itself first; each once."""
-    seen: list[Any] = []
-    pending = [cls]
-    while pending:
-        each = pending.pop()
-        if each in seen or not (isinstance(each, type) and issubclass(each, Members)):
-            continue
-        seen.append(each)
-        yield each
-        for field in type_of(each).fields:  # type: ignore[attr-defined]
-            pending += _classes_in(field.type)
-
-
-def _classes_in(kind: inspect.Type) -> list[Any]:
-    if isinstance(kind, inspect.Metadata):
-        return _classes_in(kind.type)
-    if isinstance(kind, inspect.UnionType):
-        return [cls for each in kind.types for cls in _classes_in(each)]
-    if isinstance(kind, inspect.ListType):
-        return _classes_in(kind.item_type)
-    return [kind.cls] if isinstance(kind, inspect.StructType) else []
 
 
 if __name__ == "__main__":

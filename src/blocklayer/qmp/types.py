@@ -55,12 +55,6 @@ class CommandNotFound(QmpError, eq=False):
     qmp_class = "CommandNotFound"
 
 
-class DeviceNotActive(QmpError, eq=False):
-    """No such job."""
-
-    qmp_class = "DeviceNotActive"
-
-
 class DeviceNotFound(QmpError, eq=False):
     """No such device."""
 

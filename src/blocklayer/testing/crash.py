@@ -248,10 +248,8 @@ class CrashDisk(SectorDisk):
 
     driver = "crash"
 
-    def __init__(
-        self, snapshot: Snapshot | None = None, *, growable: bool = True, name: str = "crash"
-    ) -> None:
-        super().__init__(snapshot, growable=growable, name=name)
+    def __init__(self, snapshot: Snapshot | None = None, *, name: str = "crash") -> None:
+        super().__init__(snapshot, name=name)
         self.start = self.snapshot()
         """What was there before the first operation."""
         self.operations: list[Operation] = []
