@@ -23,6 +23,7 @@ from blocklayer.cli.parsing import (
     wants_json,
 )
 from blocklayer.cli.progress import Running
+from blocklayer.core.modes import AIO_MODES
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ COMMAND = Command(
             "-i --aio",
             "MODE",
             "AIO mode: threads, native or io_uring (accepted)",
-            choices=("threads", "native", "io_uring"),
+            choices=AIO_MODES,
         ),
         OUTPUT,
         LONG_PROGRESS,
@@ -76,7 +77,6 @@ COMMAND = Command(
     ),
 )
 
-AIO_MODES = ("threads", "native", "io_uring")
 DIRECT_MODES = ("none", "directsync")
 
 DIRECT_THREADS = 8

@@ -27,6 +27,7 @@ from blocklayer.cli.parsing import (
     trust_argument,
     wants_json,
 )
+from blocklayer.core.modes import AIO_MODES
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ COMMAND = Command(
             "-i --aio",
             "MODE",
             "AIO mode: threads, native or io_uring (accepted)",
-            choices=("threads", "native", "io_uring"),
+            choices=AIO_MODES,
         ),
         Option("-t --cache", "CACHE", "cache mode (default: every write is flushed)"),
         Option(

@@ -25,6 +25,7 @@ from blocklayer.cli.io_language import (
 from blocklayer.cli.io_report import Statistics, dump_lines, has_pattern
 from blocklayer.cli.io_session import Session
 from blocklayer.core.disk import Disk
+from blocklayer.core.modes import PREALLOCATION_MODES
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -409,7 +410,7 @@ def _discard(session: Session, call: Call) -> None:
 def _truncate(session: Session, call: Call) -> None:
     size = number_word(call.names[0])
     mode = call.last("m", "off")
-    if mode not in ("off", "metadata", "falloc", "full"):
+    if mode not in PREALLOCATION_MODES:
         raise Failure(f"Invalid preallocation mode '{mode}'")
     _disk(session).resize(size, preallocation=mode)
 
@@ -514,7 +515,7 @@ COMMANDS = (
                 "-m",
                 "MODE",
                 "preallocation: off, metadata, falloc, full",
-                choices=("off", "metadata", "falloc", "full"),
+                choices=PREALLOCATION_MODES,
             ),
         ),
         changes=True,

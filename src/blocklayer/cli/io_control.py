@@ -25,7 +25,7 @@ from blocklayer.cli.io_session import Opening, Session, fault_node
 from blocklayer.cli.numbers import integer_argument
 from blocklayer.cli.parsing import Arguments, cache_name
 from blocklayer.core.disk import Disk
-from blocklayer.core.modes import DISCARD_MODES, take_modes
+from blocklayer.core.modes import AIO_MODES, DISCARD_MODES, take_modes
 from blocklayer.core.node import Node
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -44,15 +44,13 @@ OPEN_OPTIONS = (
         "-i",
         "MODE",
         "AIO mode: threads, native or io_uring (accepted)",
-        choices=("threads", "native", "io_uring"),
+        choices=AIO_MODES,
     ),
     Option("-t", "CACHE", "cache mode"),
     Option("-d", "MODE", "discard mode: ignore or unmap", choices=("ignore", "unmap")),
     Option("-o", "OPTIONS", "options of the driver"),
     Option("-U", "", "open although somebody else writes to the image"),
 )
-
-_AIO_MODES = ("threads", "native", "io_uring")
 
 
 def opening_from(arguments: Arguments, path: str, *, image_opts: bool = False) -> Opening:
@@ -62,7 +60,7 @@ def opening_from(arguments: Arguments, path: str, *, image_opts: bool = False) -
     if discard not in DISCARD_MODES:
         raise Failure(f"Invalid discard option: {discard}")
     aio = "native" if "k" in arguments else arguments.last("i", "threads")
-    if aio not in _AIO_MODES:
+    if aio not in AIO_MODES:
         raise Failure(f"Invalid aio option: {aio}")
     if aio == "native" and cache not in ("none", "directsync"):
         what = f"can't open device {path}" if path else "can't open"

@@ -23,6 +23,7 @@ from blocklayer.cli.parsing import (
     image_name,
     trust_argument,
 )
+from blocklayer.core.modes import AIO_MODES, DETECT_ZEROES_MODES
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 CONNECTION = "Where clients connect"
 EXPORTED = "What they see"
 DAEMON = "How the server runs"
-
-AIO_MODES = ("threads", "native", "io_uring")
-ZERO_MODES = ("off", "on", "unmap")
 
 COMMAND = Command(
     "nbd",
@@ -78,7 +76,9 @@ COMMAND = Command(
         Option("--cache", "CACHE", "cache mode (default writeback)"),
         Option("--aio", "MODE", "threads, native or io_uring (accepted)", choices=AIO_MODES),
         Option("--discard", "MODE", "ignore (default) or unmap", choices=("ignore", "unmap")),
-        Option("--detect-zeroes", "MODE", "off (default), on or unmap", choices=ZERO_MODES),
+        Option(
+            "--detect-zeroes", "MODE", "off (default), on or unmap", choices=DETECT_ZEROES_MODES
+        ),
         OUTPUT,
         IMAGE_OPTS,
         UNTRUSTED,
@@ -209,7 +209,7 @@ def _check_modes(arguments: Arguments) -> None:
         if mode not in ("ignore", "off", "unmap", "on"):
             raise Failure(f"Invalid discard mode `{mode}'")
     for mode in arguments.all("detect-zeroes"):
-        if mode not in ZERO_MODES:
+        if mode not in DETECT_ZEROES_MODES:
             raise Failure(f"Failed to parse detect_zeroes mode: invalid parameter value: {mode}")
 
 

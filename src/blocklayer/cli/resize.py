@@ -22,6 +22,7 @@ from blocklayer.cli.parsing import (
     trust_argument,
 )
 from blocklayer.cli.progress import Running
+from blocklayer.core.modes import PREALLOCATION_MODES
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ COMMAND = Command(
             "--preallocation",
             "MODE",
             "of added space: off (default), falloc, full",
-            choices=("off", "metadata", "falloc", "full"),
+            choices=PREALLOCATION_MODES,
         ),
         OUTPUT,
         LONG_PROGRESS,
@@ -58,8 +59,6 @@ COMMAND = Command(
     ),
 )
 
-PREALLOCATIONS = ("off", "metadata", "falloc", "full")
-
 
 def run(arguments: Arguments) -> int:
     """The command."""
@@ -67,7 +66,7 @@ def run(arguments: Arguments) -> int:
     from blocklayer.ops.resize import resize
 
     preallocation = arguments.last("preallocation", "off")
-    if preallocation not in PREALLOCATIONS:
+    if preallocation not in PREALLOCATION_MODES:
         raise Failure(f"Invalid preallocation mode '{preallocation}'")
     if len(arguments.names) != 2:
         raise UsageError("Expecting image file name and size")

@@ -24,6 +24,9 @@ GRANULARITY_MIN = 512
 GRANULARITY_MAX = 2 * GiB
 GRANULARITY_DEFAULT = 64 * KiB
 
+NAME_MAX = 1023
+"""Bytes of a bitmap's name."""
+
 
 class Bitmap:
     """A set of granules of a disk of `size` bytes; thread-safe."""
@@ -40,6 +43,12 @@ class Bitmap:
         self._shift = granularity.bit_length() - 1
         self._lock = threading.Lock()
         self._bits: Any = _bits_for(self._granule_up(size))
+
+    def copy(self) -> Bitmap:
+        """Another one with the same marks: without a name, and nothing is recorded in it."""
+        copied = Bitmap(self.size, self.granularity)
+        copied.merge(self)
+        return copied
 
     def set(self, offset: int, length: int) -> None:
         """Mark every granule that the range touches."""
@@ -187,13 +196,20 @@ class DirtyBitmap(Bitmap):
     ) -> None:
         if not name:
             raise InvalidArgument("Bitmap name cannot be empty")
-        if len(name.encode()) > 1023:
-            raise InvalidArgument("Bitmap name too long: more than 1023 bytes")
+        if len(name.encode()) > NAME_MAX:
+            raise InvalidArgument(f"Bitmap name too long: more than {NAME_MAX} bytes")
         super().__init__(size, granularity)
         self.name = name
         self.enabled = enabled
         self.busy = False
-        """A job uses it: it is not to be changed by others."""
+        """A job or an export uses it: it is not to be changed by others."""
+
+    def require_free(self) -> None:
+        """Raise `InvalidArgument` if somebody uses it."""
+        if self.busy:
+            raise InvalidArgument(
+                f"Bitmap '{self.name}' is currently in use by another operation and cannot be used"
+            )
 
     def record(self, offset: int, length: int) -> None:
         """A write has happened."""

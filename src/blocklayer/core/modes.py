@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What disks do with discards and with writes of zeroes, as options of a node say it."""
+"""What disks do with discards and with writes of zeroes, and other words of QEMU's options."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 
 DISCARD_MODES = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
 DETECT_ZEROES_MODES = ("off", "on", "unmap")
+
+AIO_MODES = ("threads", "native", "io_uring")
+"""Accepted, and without effect: how requests are made is chosen here."""
+
+PREALLOCATION_MODES = ("off", "metadata", "falloc", "full")
+"""All that there are; a driver may know fewer."""
 
 
 def check_modes(discard: str, detect_zeroes: str) -> None:

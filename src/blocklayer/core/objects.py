@@ -138,12 +138,7 @@ def _check_secret(properties: Mapping[str, Any]) -> None:
 
 def _check_key(properties: Mapping[str, Any]) -> None:
     """Complain first of what is wrong anyway about how a secret is encrypted."""
-    name = properties["keyid"]
-    found = _objects.get(name)
-    if found is None:
-        raise InvalidArgument(f"No secret with id '{name}'")
-    if found.kind != "secret":
-        raise InvalidArgument(f"Object with id '{name}' is not a secret")
+    found = _find_secret(properties["keyid"])
     if len(_secret_bytes(found.properties)) != _KEY_LENGTH:
         raise InvalidArgument(f"Key should be {_KEY_LENGTH} bytes in length")
     if "iv" not in properties:
@@ -151,6 +146,15 @@ def _check_key(properties: Mapping[str, Any]) -> None:
     length = len(_decoded(properties["iv"].encode()))
     if length != _IV_LENGTH:
         raise InvalidArgument(f"IV should be {_IV_LENGTH} bytes in length not {length}")
+
+
+def _find_secret(name: str) -> UserObject:
+    found = _objects.get(name)
+    if found is None:
+        raise InvalidArgument(f"No secret with id '{name}'")
+    if found.kind != "secret":
+        raise InvalidArgument(f"Object with id '{name}' is not a secret")
+    return found
 
 
 _KEY_LENGTH, _IV_LENGTH = 32, 16  # AES-256
@@ -175,11 +179,7 @@ def _password(properties: Mapping[str, Any]) -> str | None:
     name = properties.get("passwordid")
     if name is None:
         return None
-    found = _objects.get(name)
-    if found is None:
-        raise InvalidArgument(f"No secret with id '{name}'")
-    if found.kind != "secret":
-        raise InvalidArgument(f"Object with id '{name}' is not a secret")
+    _find_secret(name)
     text = secret(name)
     if text is None:
         raise InvalidArgument(f"Data from secret {name} is not valid UTF-8")

@@ -28,7 +28,13 @@ from blocklayer.core.graph_uses import require_peace
 from blocklayer.core.mapping import row_batches
 from blocklayer.core.node import FormatNode
 from blocklayer.core.permissions import ALL, RESIZE
-from blocklayer.jobs.copying import CopyingJob, CopyOptions, default_granularity
+from blocklayer.jobs.copying import (
+    BY_BITMAP,
+    CopyingJob,
+    CopyOptions,
+    check_sync,
+    default_granularity,
+)
 from blocklayer.jobs.fleecing import Fleecing, layer_over
 from blocklayer.jobs.job_filter import JobFilter
 from blocklayer.jobs.mirror_engine import IoFailed, Moved
@@ -45,9 +51,6 @@ if TYPE_CHECKING:
     from blocklayer.jobs.manager import Jobs
     from blocklayer.jobs.steps import Step
 
-BY_BITMAP = ("incremental", "bitmap")
-"""Modes in which a bitmap says what is copied."""
-SYNC_MODES = ("full", "top", "none", *BY_BITMAP)
 BITMAP_MODES = ("on-success", "never", "always")
 
 GUEST_BUFFER = 1024 * KiB
@@ -125,8 +128,7 @@ class BackupJob(CopyingJob):
 
     def make_filter(self, below: Node) -> BeforeWriteFilter:
         """Sees guests' writes."""
-        name = self.graph.name_of(self.source)
-        return BeforeWriteFilter(below, self, f"Node '{name}' is busy: {self.busy}")
+        return BeforeWriteFilter(below, self, self.source_is_busy)
 
     def enter(self) -> None:
         """The moment that is kept: what the bitmap holds is taken, everything after it is new."""
@@ -139,8 +141,7 @@ class BackupJob(CopyingJob):
             require_peace(self.graph, self._filter.child)
             bitmap = self._bitmap
             if bitmap is not None:
-                self._saved = Bitmap(bitmap.size, bitmap.granularity)
-                self._saved.merge(bitmap)
+                self._saved = bitmap.copy()
                 if self._bitmap_mode != "never":
                     bitmap.clear()
             if self._sync in BY_BITMAP:
@@ -278,8 +279,7 @@ def start(
     With a `transaction` the job is created and not started. Raises `InvalidArgument` and other
     errors of the package; then nothing has changed.
     """
-    if sync not in SYNC_MODES:
-        raise InvalidArgument(f"Parameter 'sync' does not accept value '{sync}'")
+    check_sync(sync)
     source, destination = graph.find(device), graph.find(target)
     job_id = jobs.id_for(device, job_id)
     if source is destination:
@@ -390,8 +390,5 @@ def find_bitmap(node: Node, name: str | None) -> DirtyBitmap | None:
     bitmap = node.hooks.bitmaps.get(name) if node.hooks is not None else None
     if bitmap is None:
         raise InvalidArgument(f"Bitmap '{name}' could not be found")
-    if bitmap.busy:
-        raise InvalidArgument(
-            f"Bitmap '{name}' is currently in use by another operation and cannot be used"
-        )
+    bitmap.require_free()
     return bitmap

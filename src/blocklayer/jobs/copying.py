@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from blocklayer.base.errors import BlocklayerError, Closed
+from blocklayer.base.errors import BlocklayerError, Closed, InvalidArgument
 from blocklayer.base.record import Record
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.graph_edges import skip_filters
@@ -39,6 +39,11 @@ if TYPE_CHECKING:
     from blocklayer.jobs.job import JobOptions
     from blocklayer.jobs.job_filter import JobFilter
     from blocklayer.jobs.manager import Jobs
+
+BY_BITMAP = ("incremental", "bitmap")
+"""Values of `sync` with which a bitmap says what is copied."""
+
+SYNC_MODES = ("full", "top", "none", *BY_BITMAP)
 
 BUFFER_DEFAULT = 16 * MiB
 
@@ -137,6 +142,11 @@ class CopyingJob(Job):
     def busy(self) -> str:
         """Why others cannot have the nodes."""
         return f"block device is in use by block job: {self.type}"
+
+    @property
+    def source_is_busy(self) -> str:
+        """The same for whoever wants the source, by its name."""
+        return f"Node '{self.graph.name_of(self.source)}' is busy: {self.busy}"
 
     def _set_up(self) -> None:
         options = self.options
@@ -453,6 +463,12 @@ class CopyingJob(Job):
 
 class CopyFailed(BlocklayerError, eq=False):
     """The job has failed; the message is what it reports."""
+
+
+def check_sync(sync: str) -> None:
+    """Raise `InvalidArgument` unless `sync` is a word for what is copied."""
+    if sync not in SYNC_MODES:
+        raise InvalidArgument(f"Parameter 'sync' does not accept value '{sync}'")
 
 
 def default_granularity(target: Node) -> int:

@@ -22,7 +22,7 @@ from blocklayer.base.errors import InvalidArgument
 from blocklayer.base.units import MiB
 from blocklayer.core.graph_edges import skip_filters
 from blocklayer.core.node import FormatNode
-from blocklayer.jobs.copying import CopyFailed, CopyingJob, CopyOptions
+from blocklayer.jobs.copying import BY_BITMAP, CopyFailed, CopyingJob, CopyOptions, check_sync
 from blocklayer.jobs.errors import JobCancelled, WrongState
 from blocklayer.jobs.mirror_filter import MirrorFilter
 from blocklayer.jobs.policies import REPORT, check_policy
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from blocklayer.jobs.steps import Step
 
 BACKGROUND, WRITE_BLOCKING = "background", "write-blocking"
-SYNC_MODES = ("full", "top", "none", "incremental", "bitmap")
 
 GRANULARITY_MIN, GRANULARITY_MAX = 512, 64 * MiB
 IDLE_SECONDS = 0.1
@@ -99,8 +98,7 @@ class MirrorJob(CopyingJob):
 
     def make_filter(self, below: Node) -> MirrorFilter:
         """Sees guests' writes."""
-        name = self.graph.name_of(self.source)
-        return MirrorFilter(below, self.engine, f"Node '{name}' is busy: {self.busy}")
+        return MirrorFilter(below, self.engine, self.source_is_busy)
 
     # --- verbs ----------------------------------------------------------------------------------
 
@@ -295,9 +293,8 @@ def start(
     With a `transaction` the job is created and not started. Raises `InvalidArgument` and other
     errors of the package; then nothing has changed.
     """
-    if sync not in SYNC_MODES:
-        raise InvalidArgument(f"Parameter 'sync' does not accept value '{sync}'")
-    if sync in ("incremental", "bitmap"):
+    check_sync(sync)
+    if sync in BY_BITMAP:
         raise InvalidArgument(f"Sync mode '{sync}' not supported")
     check_copy_mode(copy_mode)
     check_granularity(granularity)

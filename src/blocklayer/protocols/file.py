@@ -427,9 +427,12 @@ def _open(opener: Opener, options: OptionTree) -> Node:
     locking = options.pop("locking", flags.locking)
     if isinstance(locking, bool) or locking not in ("auto", "on", "off"):
         locking = "on" if parse_bool(locking, "locking") else "off"
-    aio = options.pop("aio", "threads")
-    if aio not in ("threads", "native", "io_uring"):
-        raise InvalidArgument(f"Invalid parameter 'aio': '{aio}'")
+    if "aio" in options:
+        from blocklayer.core.modes import AIO_MODES
+
+        aio = options.pop("aio")
+        if aio not in AIO_MODES:
+            raise InvalidArgument(f"Invalid parameter 'aio': '{aio}'")
     for name in ("drop-cache", "x-check-cache-dropped"):  # of migrations, which there are not
         parse_bool(options.pop(name, False), name)
     parse_number(options.pop("aio-max-batch", 0), "aio-max-batch")

@@ -61,6 +61,9 @@ class DeviceNotFound(QmpError, eq=False):
     qmp_class = "DeviceNotFound"
 
 
+Undo = Callable[[], None]
+"""Takes back what a command of a transaction has done."""
+
 A = TypeVar("A", bound=Members)
 Handler = Callable[[Any, Any], Any]
 

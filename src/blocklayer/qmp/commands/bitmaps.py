@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from blocklayer.base.align import is_power_of_two
@@ -12,52 +11,36 @@ from blocklayer.core.bitmap import (
     GRANULARITY_DEFAULT,
     GRANULARITY_MAX,
     GRANULARITY_MIN,
+    NAME_MAX,
     Bitmap,
     DirtyBitmap,
 )
 from blocklayer.qmp.schema import bitmaps as schema
-from blocklayer.qmp.types import Family, QmpError
+from blocklayer.qmp.types import Family, QmpError, Undo
 
 if TYPE_CHECKING:
+    from blocklayer.core.graph import Graph
     from blocklayer.core.node import Node
     from blocklayer.qmp.context import Context
 
 FAMILY = Family("Dirty bitmaps")
 
-NAME_MAX = 1023
 
-Undo = Callable[[], None]
-
-
-def _node(context: Context, name: str) -> Node:
-    """The node called `name`, in the words of the commands about bitmaps that are there."""
-    if name not in context.graph:
-        raise QmpError(f"Node '{name}' not found")
-    return context.graph.find(name)
-
-
-def _found(context: Context, node_name: str, name: str) -> DirtyBitmap:
-    hooks = _node(context, node_name).hooks
-    bitmap = hooks.bitmaps.get(name) if hooks is not None else None
-    if bitmap is None:
+def find_bitmap(graph: Graph, node_name: str, name: str) -> tuple[Node, DirtyBitmap]:
+    """A bitmap and its node, in the words of the commands about bitmaps that are there."""
+    if node_name not in graph:
+        raise QmpError(f"Node '{node_name}' not found")
+    node = graph.find(node_name)
+    if node.hooks is None or name not in node.hooks.bitmaps:
         raise QmpError(f"Dirty bitmap '{name}' not found")
-    return bitmap
+    return node, node.hooks.bitmaps[name]
 
 
 def _free(context: Context, node_name: str, name: str) -> DirtyBitmap:
     """A bitmap that nobody else uses."""
-    bitmap = _found(context, node_name, name)
-    if getattr(bitmap, "busy", False):
-        raise QmpError(
-            f"Bitmap '{name}' is currently in use by another operation and cannot be used"
-        )
+    _, bitmap = find_bitmap(context.graph, node_name, name)
+    bitmap.require_free()
     return bitmap
-
-
-def _copy(bitmap: Bitmap) -> Bitmap:
-    copy = Bitmap(bitmap.size, bitmap.granularity)
-    copy.merge(bitmap)
-    return copy
 
 
 def _restore(bitmap: Bitmap, copy: Bitmap) -> None:
@@ -105,8 +88,8 @@ def _check_new(node: Node, arguments: schema.BitmapAdd) -> None:
 
 def remove(context: Context, arguments: schema.BitmapOf) -> Undo:
     """Remove a bitmap."""
-    _free(context, arguments.node, arguments.name)
-    node = _node(context, arguments.node)
+    node, bitmap = find_bitmap(context.graph, arguments.node, arguments.name)
+    bitmap.require_free()
     with context.graph.recording_changes(node) as disk:
         before = disk.bitmaps
         disk.remove_bitmap(arguments.name)
@@ -122,7 +105,7 @@ def remove(context: Context, arguments: schema.BitmapOf) -> Undo:
 def clear(context: Context, arguments: schema.BitmapOf) -> Undo:
     """Clear a bitmap."""
     bitmap = _free(context, arguments.node, arguments.name)
-    copy = _copy(bitmap)
+    copy = bitmap.copy()
     bitmap.clear()
     return lambda: bitmap.merge(copy)
 
@@ -156,7 +139,7 @@ def merge(context: Context, arguments: schema.BitmapMerge) -> Undo:
             merged.merge(_free(context, arguments.node, each))
         else:
             merged.merge(_free(context, each.node, each.name))
-    copy = _copy(target)
+    copy = target.copy()
     target.merge(merged)
     return lambda: _restore(target, copy)
 
@@ -208,7 +191,7 @@ def block_dirty_bitmap_merge(context: Context, arguments: schema.BitmapMerge) ->
 )
 def bitmap_sha256(context: Context, arguments: schema.BitmapOf) -> schema.BitmapDigest:
     """A hash of a bitmap: equal for bitmaps that mark the same. The numbers are not QEMU's."""
-    bitmap = _found(context, arguments.node, arguments.name)
+    _, bitmap = find_bitmap(context.graph, arguments.node, arguments.name)
     digest = hashlib.sha256(f"{bitmap.size} {bitmap.granularity}".encode())
     for offset, length in bitmap.runs():
         digest.update(f" {offset}+{length}".encode())

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import msgspec
 
 from blocklayer.qmp.commands import new_images, nodes
 from blocklayer.qmp.schema import jobs as schema
-from blocklayer.qmp.types import DeviceNotFound, Family, Members, Nothing, QmpError
+from blocklayer.qmp.types import DeviceNotFound, Family, Members, Nothing, QmpError, Undo
 
 if TYPE_CHECKING:
     from blocklayer.core.graph import Graph
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from blocklayer.qmp.context import Context
 
 FAMILY = Family("Jobs")
-
-Undo = Callable[[], None]
 
 
 def _given(arguments: Members) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from blocklayer.core.bitmap import DirtyBitmap
 from blocklayer.core.filter import FilterNode
 from blocklayer.core.graph_edges import backing_of
+from blocklayer.qmp.commands.bitmaps import find_bitmap
 from blocklayer.qmp.types import QmpError
 
 if TYPE_CHECKING:
@@ -29,12 +30,8 @@ def take_bitmaps(
         if isinstance(each, str):
             owner, bitmap = _in_chain(node, each)
         else:
-            owner, bitmap = _of_node(graph, each)
-        if bitmap.busy:
-            raise QmpError(
-                f"Bitmap '{bitmap.name}' is currently in use by another operation"
-                " and cannot be used"
-            )
+            owner, bitmap = find_bitmap(graph, each.node, each.name)
+        bitmap.require_free()
         if bitmap.enabled and not writable and not owner.read_only:
             raise QmpError(f"Enabled bitmap '{bitmap.name}' incompatible with readonly export")
         found[id(bitmap)] = bitmap
@@ -56,12 +53,3 @@ def _in_chain(node: Node, name: str) -> tuple[Node, DirtyBitmap]:
             return layer, layer.hooks.bitmaps[name]
         layer = layer.child if isinstance(layer, FilterNode) else backing_of(layer)
     raise QmpError(f"Bitmap '{name}' is not found")
-
-
-def _of_node(graph: Graph, wanted: BitmapOf) -> tuple[Node, DirtyBitmap]:
-    if wanted.node not in graph:
-        raise QmpError(f"Node '{wanted.node}' not found")
-    node = graph.find(wanted.node)
-    if node.hooks is None or wanted.name not in node.hooks.bitmaps:
-        raise QmpError(f"Dirty bitmap '{wanted.name}' not found")
-    return node, node.hooks.bitmaps[wanted.name]

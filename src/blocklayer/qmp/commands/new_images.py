@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,10 @@ from blocklayer.base.errors import CreateError, InvalidArgument
 from blocklayer.base.record import Record
 from blocklayer.core.graph_edges import backing_of, skip_filters, supports_backing
 from blocklayer.core.node import FormatNode, Node
+from blocklayer.qmp.types import Undo
 
 if TYPE_CHECKING:
     from blocklayer.core.graph import Graph
-
-Undo = Callable[[], None]
 
 
 class Wanted(Record, frozen=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,15 +13,13 @@ from blocklayer.core.graph_snapshot import require_snapshots
 from blocklayer.core.node import FormatNode, Node
 from blocklayer.qmp.schema import nodes as schema
 from blocklayer.qmp.schema.blockdev import Blockdevs
-from blocklayer.qmp.types import Family, Nothing, QmpError
+from blocklayer.qmp.types import Family, Nothing, QmpError, Undo
 
 if TYPE_CHECKING:
     from blocklayer.core.graph import Graph
     from blocklayer.qmp.context import Context
 
 FAMILY = Family("Nodes")
-
-Undo = Callable[[], None]
 
 
 def find_by_name(graph: Graph, name: str) -> Node:

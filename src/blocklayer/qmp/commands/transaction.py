@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from blocklayer.jobs.transaction import JobTransaction
 from blocklayer.qmp.commands import bitmaps, blockjobs, internal_snapshots, nodes
 from blocklayer.qmp.schema import transactions as schema
-from blocklayer.qmp.types import Family, QmpError
+from blocklayer.qmp.types import Family, QmpError, Undo
 
 if TYPE_CHECKING:
     from blocklayer.core.node import Node
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from blocklayer.qmp.context import Context
 
 FAMILY = Family("Transactions")
-
-Undo = Callable[[], None]
 
 
 def _abort(context: Context, arguments: Any) -> Undo:
