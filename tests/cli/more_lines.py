@@ -1123,7 +1123,6 @@ _NO_WARNING = "the empty name of no backing file is here to stay, and nothing wa
 _OWN_WORDS = "our own words"
 _NAME_ONCE = "the file that is not there is named once"
 _NAME_TWICE = "the file that could not be opened is named by the error itself"
-_NAMED = "each problem is named, on stderr"
 _HELP = "preallocation belongs to raw images, not to files"
 _ANNOUNCED = "a new image is announced when it is there"
 _REMOVED = "a target that is not complete is removed"

@@ -75,7 +75,6 @@ nonexistent
 """.strip().splitlines()
 
 OPENING = "the name of the file is told as everywhere in `blk`"
-GUESS = "numbers are looked at before the image"
 DIFFERENCES = {
     "-f bad data.raw": ("Failed to blk_new_open", OPENING),
     "-f qed data.raw": ("Failed to blk_new_open", OPENING),

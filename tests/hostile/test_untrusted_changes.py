@@ -18,9 +18,6 @@ from blocklayer.jobs.images import mirror_images
 from blocklayer.ops import commit as commit_module
 from tests.hostile.images import Image, make
 
-RAW = 5
-"""Feature bits: there is a backing file, and it is raw."""
-
 OLD, NEW = b"old! ", b"new! "
 
 

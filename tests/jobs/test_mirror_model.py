@@ -41,7 +41,6 @@ def seeds(first: int, count: int) -> list[object]:
 
 
 GUESTS = 3
-BITS = 16 * KiB
 
 
 class Flaky(FilterNode):

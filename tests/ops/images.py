@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ SMALL: dict[str, Any] = {"cluster_size": CLUSTER, "table_size": 2}
 """Options of small QED images. DEFECT: QEMU does not open images whose tables are one cluster."""
 
 LENGTHS = (1, 511, 512, 513, CLUSTER, CLUSTER + 1, 20 * KiB)
-Operation = Callable[..., object]
 
 
 @dataclass
