@@ -27,6 +27,7 @@ from blocklayer.jobs import mirror
 from blocklayer.jobs.errors import WrongState
 from blocklayer.jobs.job import Job
 from blocklayer.jobs.manager import Jobs
+from blocklayer.jobs.mirror import MirrorJob
 from blocklayer.protocols.memory import MemoryNode
 from blocklayer.testing.model import ModelDisk
 from tests.support.graphs import snapshot
@@ -157,7 +158,7 @@ class Scene:
             for index in range(GUESTS)
         ]
 
-    def start(self, **options: object) -> Job:
+    def start(self, **options: object) -> MirrorJob:
         job = mirror.start(
             self.graph,
             self.jobs,
@@ -210,7 +211,7 @@ def scene(seed: int) -> Iterator[Scene]:
         made.close()
 
 
-def disturb(made: Scene, job: Job, until: float) -> None:
+def disturb(made: Scene, job: MirrorJob, until: float) -> None:
     """Steer the job at random for a while."""
     choice = made.random
     while time.monotonic() < until and not job.ended.is_set():

@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from blocklayer.base.errors import InvalidArgument
 from blocklayer.jobs import states
 from blocklayer.jobs.errors import JobCancelled, WrongState, job_error
 from blocklayer.jobs.manager import Jobs
@@ -288,17 +287,6 @@ class Job:
             self._require("set-speed")
             self.limit.set(speed)
             self.changed.notify_all()
-
-    def change(self, **options: Any) -> None:
-        """Change options while it runs: ``copy_mode`` of mirrors."""
-        with self.changed:
-            self._require("change")
-            self.apply_change(options)
-            self.changed.notify_all()
-
-    def apply_change(self, options: dict[str, Any]) -> None:
-        """Jobs that can be changed override this. Lock held."""
-        raise InvalidArgument(f"Job type does not support change: {self.type}")
 
     def _require(self, verb: str) -> None:
         if self.status not in states.VERBS[verb]:

@@ -30,7 +30,7 @@ from blocklayer.jobs.workers import StepBuffer
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import Any, Unpack
+    from typing import Unpack
 
     from blocklayer.core.graph import Graph
     from blocklayer.core.node import Node
@@ -115,16 +115,15 @@ class MirrorJob(CopyingJob):
         if name is not None and name not in self.graph:
             raise WrongState(f"Failed to find node with node-name='{name}'")
 
-    def apply_change(self, options: dict[str, Any]) -> None:
-        """`copy_mode`, from background to write-blocking or back."""
-        options = dict(options)
-        mode = options.pop("copy_mode", self.copy_mode)
-        if options:
-            raise InvalidArgument(f"Parameter '{next(iter(options))}' is unexpected")
-        check_copy_mode(mode)
-        self.copy_mode = mode
-        if self._keeping_up:
-            self.engine.write_blocking = mode == WRITE_BLOCKING
+    def change(self, *, copy_mode: str) -> None:
+        """From background to write-blocking or back, while it runs."""
+        with self.changed:
+            self._require("change")
+            check_copy_mode(copy_mode)
+            self.copy_mode = copy_mode
+            if self._keeping_up:
+                self.engine.write_blocking = copy_mode == WRITE_BLOCKING
+            self.changed.notify_all()
 
     # --- the work -------------------------------------------------------------------------------
 

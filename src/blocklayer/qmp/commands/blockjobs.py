@@ -207,8 +207,10 @@ def block_job_dismiss(context: Context, arguments: schema.OnJob) -> None:
 @FAMILY.command("block-job-change", schema.ChangeMirror)
 def block_job_change(context: Context, arguments: schema.ChangeMirror) -> None:
     """Change a job while it runs."""
+    from blocklayer.jobs.mirror import MirrorJob
+
     job = context.jobs.find_block_job(arguments.id)
-    if job.type != "mirror":
+    if not isinstance(job, MirrorJob) or job.type != "mirror":  # an active commit is one as well
         raise QmpError(f"Job '{job.id}' is '{job.type}' job, not 'mirror'")
     job.change(copy_mode=arguments.copy_mode)
 
