@@ -128,10 +128,10 @@ def convert(
             whole,
             disks,
             target,
-            format,
-            dict(options or {}),
-            cache,
-            CopyOptions(
+            format=format,
+            options=dict(options or {}),
+            cache=cache,
+            copying=CopyOptions(
                 target_is_zero=target_is_zero,
                 sparse_size=sparse_size,
                 salvage=salvage,
@@ -139,10 +139,10 @@ def convert(
                 # Shared blocks need new space when they are written to: that was to be there now.
                 share=create and (options or {}).get("preallocation", "off") == "off",
             ),
-            create,
-            verify,
-            progress,
-            cancel,
+            create=create,
+            verify=verify,
+            progress=progress,
+            cancel=cancel,
         )
         return _convert_resumably(plan) if resume else _convert_at_once(plan)
 

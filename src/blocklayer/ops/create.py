@@ -17,6 +17,7 @@ from blocklayer.base.errors import (
     OpenError,
     Refused,
 )
+from blocklayer.base.record import Record
 from blocklayer.base.units import INT64_MAX, SECTOR, parse_size
 from blocklayer.core import drivers
 from blocklayer.core.identity import is_same_file
@@ -58,9 +59,11 @@ def create(
     Raises `CreateError`, `Refused`, and `LockError` if somebody uses the file.
     """
     path = os.fspath(filename)
+    backing = None if backing is None else os.fspath(backing)
+    wish = _Wish(format, size, backing, backing_format, check_backing, trust, options)
     try:
         if is_export(filename):
-            return _create_on_export(path, format, size, backing, backing_format, options)
+            return _create_on_export(path, wish)
         target = path_of(filename)
     except OpenError as error:
         raise CreateError(error.message, path, error.code) from error
@@ -68,9 +71,7 @@ def create(
         raise CreateError(str(error), path, error.errno) from error
     try:
         hints = take_hints(options)
-        resolved = _resolve(
-            target, format, size, backing, backing_format, check_backing, trust, options
-        )
+        resolved = _resolve(target, wish)
     except Refused:
         raise
     except BlocklayerError as error:
@@ -81,76 +82,61 @@ def create(
     return resolved | hints
 
 
+class _Wish(Record, frozen=True):
+    """What `create` is to make."""
+
+    format: str
+    size: int | str | None
+    backing: str | None
+    backing_format: str | None
+    check_backing: bool
+    trust: Trust | None
+    options: dict[str, Any]
+
+
 def refuse_on_export(name: str, format_name: str) -> None:
     """Other formats grow, and an export does not. Raises `InvalidArgument`."""
     if format_name != "raw":
         raise InvalidArgument(f"Nothing but raw images can be made on '{name}'")
 
 
-def _create_on_export(
-    name: str,
-    format_name: str,
-    size: int | str | None,
-    backing: str | os.PathLike[str] | None,
-    backing_format: str | None,
-    options: dict[str, Any],
-) -> dict[str, Any]:
+def _create_on_export(name: str, wish: _Wish) -> dict[str, Any]:
     """The storage is there: it must be large enough, and not look like what was on it before."""
     from blocklayer.ops.open_image import open_disk
 
-    find_driver(format_name)
-    refuse_on_export(name, format_name)
-    for hint in take_hints(options):
+    find_driver(wish.format)
+    refuse_on_export(name, wish.format)
+    for hint in take_hints(wish.options):
         raise InvalidArgument(f"Invalid parameter '{hint}'")
-    resolved = _resolve(
-        name,
-        format_name,
-        size,
-        backing,
-        backing_format,
-        check_backing=True,
-        trust=None,
-        options=options,
-    )
+    resolved = _resolve(name, wish.replace(check_backing=True, trust=None))
     if resolved["preallocation"] != "off":
         raise NotSupported(f"Unsupported preallocation mode '{resolved['preallocation']}'")
-    with open_disk(name, mode="r+", format=format_name) as disk:
+    with open_disk(name, mode="r+", format=wish.format) as disk:
         if disk.size < resolved["size"]:
             raise NotSupported("Cannot grow NBD nodes")
         disk.write_zeroes(0, min(SECTOR, disk.size))
     return resolved
 
 
-def _resolve(
-    target: str,
-    format_name: str,
-    size: int | str | None,
-    backing: str | os.PathLike[str] | None,
-    backing_format: str | None,
-    check_backing: bool,
-    trust: Trust | None,
-    options: dict[str, Any],
-) -> dict[str, Any]:
+def _resolve(target: str, wish: _Wish) -> dict[str, Any]:
     """Everything that can be wrong with the options is found here, before any file is touched."""
-    driver = find_driver(format_name)
-    refuse_unknown(driver, options, but=("backing_file", "backing_fmt", "size"))
-    _refuse_unsupported_backing(driver, backing, backing_format)
-    resolved = dict(options)
-    wanted = None if size is None else parse_size(size, "image size")
-    if wanted is not None and wanted > INT64_MAX - SECTOR:
+    driver = find_driver(wish.format)
+    refuse_unknown(driver, wish.options, but=("backing_file", "backing_fmt", "size"))
+    _refuse_unsupported_backing(driver, wish.backing, wish.backing_format)
+    resolved = dict(wish.options)
+    size = None if wish.size is None else parse_size(wish.size, "image size")
+    if size is not None and size > INT64_MAX - SECTOR:
         raise _too_large(driver)  # it cannot even be rounded up to whole sectors
-    if backing is not None and os.fspath(backing):
-        name = os.fspath(backing)
-        resolved["backing_file"] = name
-        available = None
-        _refuse_itself(target, name)
-        if check_backing:
-            available, backing_format = _look_at_backing(target, name, backing_format, trust)
-        resolved["backing_fmt"] = backing_format
-        wanted = available if wanted is None else wanted
-    if wanted is None:
+    if wish.backing:
+        _refuse_itself(target, wish.backing)
+        available, format_name = None, wish.backing_format
+        if wish.check_backing:
+            available, format_name = _look_at_backing(target, wish.backing, format_name, wish.trust)
+        resolved["backing_file"], resolved["backing_fmt"] = wish.backing, format_name
+        size = available if size is None else size
+    if size is None:
         raise InvalidArgument("Image creation needs a size parameter")
-    resolved["size"] = wanted
+    resolved["size"] = size
     assert driver.resolve is not None
     return driver.resolve(resolved)
 
