@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a mirror moves bytes: in the background, and with the guest's own writes.
+"""How jobs that copy move bytes: in the background, and with the guest's own writes.
 
     dirty    granules in which the target may differ from the source. A guest's write marks them
              after it has changed the source; the copier unmarks them before it looks at the source.
-             Whatever comes between is marked again, so nothing is lost.
+             Whatever comes between is marked again, so nothing is lost. (A backup has a use of its
+             own for the marks: what has not been copied yet, see `backup`.)
     zero     granules of the target that are known to read as zeroes (`ZeroBitmap`)
     ranges   who changes the target holds the granules it touches, so that what is known of them is
              true, and the guest's later bytes are never overwritten by earlier ones
@@ -23,7 +24,7 @@ from blocklayer.core.bitmap import Bitmap
 from blocklayer.core.disk import Disk
 from blocklayer.core.kernel_copy import copy_in_kernel, may_copy
 from blocklayer.core.mapping import reads_as_zero, row_batches
-from blocklayer.core.node import ALLOCATE, UNMAP, Node, Span
+from blocklayer.core.node import ALLOCATE, NATIVE, UNMAP, Node, Span
 from blocklayer.core.requests import RangeLock
 from blocklayer.core.zero_runs import find_zeroes
 from blocklayer.jobs.zero_bitmap import ZeroBitmap
@@ -81,7 +82,7 @@ class Moved:
 
 
 class Engine:
-    """The bitmaps of one mirror, and everything that touches its target.
+    """The bitmaps of one job, and everything of it that touches its target.
 
     on_guest_error  told when the target could not follow a guest's write
     on_guest_moved  told how many bytes a guest's write has brought to the target
@@ -249,7 +250,7 @@ class Engine:
         if self.zero.is_set(offset, length):
             moved.skipped += length
             return
-        native = self.target.node.zero_ability == "native"
+        native = self.target.node.zero_ability == NATIVE
         piece = length if native else align_up(EMULATED_ZERO_MAX, self.granularity)
         try:
             for start in range(offset, offset + length, piece):

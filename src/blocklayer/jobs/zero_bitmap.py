@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which granules of a mirror's target are known to read as zeroes.
+"""Which granules of a job's target are known to read as zeroes.
 
 It never asks the target: it follows what is written there. What is stored is the complement, the
 granules that may hold something, so that a sparse disk of any size costs nothing.

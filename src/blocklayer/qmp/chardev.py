@@ -26,8 +26,6 @@ CLIENTS_MAX = 32
 Talk = Callable[[Channel], None]
 """Holds a conversation, to its end."""
 
-KINDS = ("file", "null", "pipe", "socket", "stdio")
-
 
 class Chardev:
     """A device with one client for good."""
@@ -185,17 +183,10 @@ def open_chardev(options: dict[str, str]) -> AnyChardev:
     label = options.pop("id", "")
     if not label:
         raise QmpError("chardev: no id specified")
-    makers: dict[str, Callable[[str, dict[str, str]], AnyChardev]] = {
-        "file": _file,
-        "null": _null,
-        "pipe": _pipe,
-        "socket": _socket,
-        "stdio": _stdio,
-    }
-    if backend not in makers:
+    if backend not in _MAKERS:
         raise QmpError(f"'{backend}' is not a valid char driver name")
     options.pop("logfile", None)
-    made = makers[backend](label, options)
+    made = _MAKERS[backend](label, options)
     if options:
         made.stop_listening()
         made.close()
@@ -314,3 +305,15 @@ def _connect(label: str, address: UnixAddress | InetAddress) -> AnyChardev:
     channel = SocketChannel(connection)
     where = f"tcp:{channel.ends}" if channel.ends else f"unix:{address}"
     return Chardev(label, where, channel)
+
+
+_MAKERS: dict[str, Callable[[str, dict[str, str]], AnyChardev]] = {
+    "file": _file,
+    "null": _null,
+    "pipe": _pipe,
+    "socket": _socket,
+    "stdio": _stdio,
+}
+
+KINDS = tuple(_MAKERS)
+"""Of devices, by the names that `open_chardev` and users have for them."""
