@@ -535,6 +535,22 @@ class Disk:
             return [(offset, vector)]
         return zero_detected(self.node, offset, vector, self._detect_unit, unmap=self._detect_unmap)
 
+    def zero_checked(self, offset: int, length: int, flags: int) -> None:
+        """Zero a range that may be refused; flags are those of nodes."""
+        from blocklayer.core.zeroing import zero_range
+
+        self.check_write("write_zeroes", offset, length)
+        if length:
+            with self.recorded(offset, length):
+                zero_range(self.node, offset, length, flags)
+
+    def discard_checked(self, offset: int, length: int) -> None:
+        """Discard a range that may be refused."""
+        self.check_write("discard", offset, length)
+        if length and self.discard_mode == "unmap":
+            with self.recorded(offset, length):
+                self.node.discard(offset, length)
+
     def begin_recorded(self, offset: int, length: int) -> None:
         """A range is about to change: tell whoever asked to know before."""
         hooks = self.node.hooks
@@ -575,8 +591,6 @@ class Disk:
         """
         if unmap and allocate:
             raise InvalidArgument("write_zeroes cannot both unmap and allocate")
-        from blocklayer.core.zeroing import zero_range
-
         flags = (
             (UNMAP if unmap else 0)
             | (NO_FALLBACK if no_fallback else 0)
@@ -584,10 +598,7 @@ class Disk:
         )
 
         def zero() -> None:
-            self.check_write("write_zeroes", offset, length)
-            if length:
-                with self.recorded(offset, length):
-                    zero_range(self.node, offset, length, flags)
+            self.zero_checked(offset, length, flags)
             self._end_write(fua)
 
         self._run(zero)
@@ -609,14 +620,7 @@ class Disk:
 
         Does nothing unless the disk was opened with ``discard="unmap"``.
         """
-
-        def discard() -> None:
-            self.check_write("discard", offset, length)
-            if length and self.discard_mode == "unmap":
-                with self.recorded(offset, length):
-                    self.node.discard(offset, length)
-
-        self._run(discard)
+        self._run(self.discard_checked, offset, length)
 
     def copy_range(self, descriptor: int, host: int, offset: int, length: int) -> int:
         """Copy bytes of an open file inside the kernel; how many of the first ones, or 0.

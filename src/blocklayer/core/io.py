@@ -27,7 +27,7 @@ from blocklayer.core.node import FormatNode, Node, WritePlan
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
-    from typing import TypeAlias
+    from blocklayer.core.node import Span
 
 ALLOCATION_PIECE = 64 * MiB
 """Most guest bytes that one commit makes visible: bounds what a failed huge write leaks."""
@@ -102,11 +102,7 @@ def _write_placed(node: FormatNode, offset: int, vector: Vector, length: int) ->
     return done
 
 
-Run: TypeAlias = "tuple[int, Vector]"
-"""Guest bytes to write at an offset."""
-
-
-def write_runs(node: FormatNode, runs: Sequence[Run]) -> list[BlocklayerError | None]:
+def write_runs(node: FormatNode, runs: Sequence[Span]) -> list[BlocklayerError | None]:
     """Write runs that do not overlap, in ascending order; each one's own error, or None.
 
     Clusters that have no place yet are allocated together and become visible with one commit.
@@ -136,7 +132,7 @@ def write_runs(node: FormatNode, runs: Sequence[Run]) -> list[BlocklayerError | 
     return errors
 
 
-def write_each(node: Node, runs: Sequence[Run]) -> list[BlocklayerError | None]:
+def write_each(node: Node, runs: Sequence[Span]) -> list[BlocklayerError | None]:
     """`write_runs` for nodes of any kind: what goes through a mapping is committed together."""
     if isinstance(node, FormatNode) and type(node).writev is FormatNode.writev:
         return write_runs(node, runs)

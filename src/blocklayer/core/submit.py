@@ -87,20 +87,12 @@ def _run_reads(disk: Disk, requests: list[Request]) -> None:
 
 
 def _write_zeroes(disk: Disk, request: Request) -> None:
-    disk.check_write("write_zeroes", request.offset, request.length)
-    from blocklayer.core.zeroing import zero_range
-
     flags = (UNMAP if request.unmap else 0) | (NO_FALLBACK if request.no_fallback else 0)
-    if request.length:
-        with disk.recorded(request.offset, request.length):
-            zero_range(disk.node, request.offset, request.length, flags)
+    disk.zero_checked(request.offset, request.length, flags)
 
 
 def _discard(disk: Disk, request: Request) -> None:
-    disk.check_write("discard", request.offset, request.length)
-    if request.length and disk.discard_mode == "unmap":
-        with disk.recorded(request.offset, request.length):
-            disk.node.discard(request.offset, request.length)
+    disk.discard_checked(request.offset, request.length)
 
 
 def _flush(disk: Disk, request: Request) -> None:
