@@ -229,9 +229,13 @@ def _members(problem: Problem) -> dict[str, Any]:
 
 def _print_repairs(result: CheckResult) -> None:
     print("The following inconsistencies were found and repaired:\n")
+    _print_fixed(result)
+    print("Double checking the fixed image now...")
+
+
+def _print_fixed(result: CheckResult) -> None:
     print(f"    {result.leaks_fixed} leaked clusters")
     print(f"    {result.corruptions_fixed} corruptions\n")
-    print("Double checking the fixed image now...")
 
 
 def _end_dry_run(result: CheckResult, *, as_json: bool, quiet: bool) -> int:
@@ -259,8 +263,7 @@ def _end_dry_run(result: CheckResult, *, as_json: bool, quiet: bool) -> int:
 def _print_plan(result: CheckResult, plan: RepairPlan) -> None:
     if result.corruptions_fixed or result.leaks_fixed:
         print("The following inconsistencies would be repaired:\n")
-        print(f"    {result.leaks_fixed} leaked clusters")
-        print(f"    {result.corruptions_fixed} corruptions\n")
+        _print_fixed(result)
     if plan.copied:
         print(f"{plan.copied} bytes would be copied within the file.")
     if plan.size_after != plan.size:

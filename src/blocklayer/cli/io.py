@@ -174,7 +174,7 @@ def _run_commands(session: Session, runner: Runner, lines: list[str]) -> int:
     if not lines and runner.prompt and sys.stdin.isatty():
         from blocklayer.cli.io_terminal import converse
 
-        return converse(session)
+        return converse(session, runner.prompt)
     failed = 0
     try:
         for line in lines or _piped_lines(runner.prompt):

@@ -11,25 +11,22 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from blocklayer.cli.failures import PROGRAM
 from blocklayer.cli.io_language import Quit, execute
 from blocklayer.cli.io_session import Session
 from blocklayer.cli.output import complain
-
-PROMPT = f"{PROGRAM}> "
 
 HISTORY_MAX = 1000
 """Lines in the history file: more than anybody goes back."""
 
 
-def converse(session: Session) -> bool:
+def converse(session: Session, prompt: str) -> bool:
     """Run what is typed until somebody leaves; whether anything has failed."""
     failed = False
     with _readline(session):
         while True:
             reading = True
             try:
-                text = input(PROMPT)
+                text = input(prompt)
                 reading = False
                 for line in text.splitlines():  # several, if they were pasted
                     failed |= not execute(session, line)
