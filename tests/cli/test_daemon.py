@@ -19,6 +19,7 @@ from blocklayer.cli.daemon_options import keyval, split_pairs
 from blocklayer.cli.failures import Failure
 from blocklayer.qmp.chardev import CLIENTS_MAX
 from tests.support import needs
+from tests.support.waiting import wait_until
 
 BLK = (sys.executable, "-m", "blocklayer")
 DAEMON = (*BLK, "daemon")
@@ -382,10 +383,7 @@ def test_signals_end_it_with_images_clean(number: signal.Signals, tmp_path: Path
 def test_the_pid_file_is_locked_and_removed(tmp_path: Path) -> None:
     options = ("--pidfile", "pid", "--chardev", "socket,id=a,path=a,server=on,wait=off")
     process = start(tmp_path, *options, "--monitor", "a")
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     connection = connect(tmp_path / "a")
     assert int((tmp_path / "pid").read_text()) == process.pid
     code, _, errors = run(tmp_path, "--pidfile", "pid")

@@ -20,6 +20,7 @@ from blocklayer.cli.parsing import Arguments
 from blocklayer.cli.progress import Running
 from blocklayer.core.node import Node
 from blocklayer.ops import create
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -49,10 +50,7 @@ def slow_convert(source: Path, target: Path, *options: str) -> list[str]:
 
 
 def wait_until_half_made(target: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not target.exists() or target.stat().st_size < 1 << 20:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: target.exists() and target.stat().st_size >= 1 << 20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -23,6 +23,7 @@ from blocklayer.nbd import wire
 from tests.support import needs
 from tests.support.nbd_peer import EXTENDED, FLUSH, STATUS, WRITE, NbdPeer
 from tests.support.nbd_process import PATIENCE, BlkNbd, blk_nbd, words_of
+from tests.support.waiting import wait_until
 
 SIZE = 4 * MiB
 
@@ -40,14 +41,6 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def where(tmp_path: Path) -> Path:
     return tmp_path / "nbd.sock"
-
-
-def until(condition: object, words: str) -> None:
-    """Wait for a condition that is called."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, words
-        time.sleep(0.02)
 
 
 def free_port() -> int:
@@ -225,7 +218,7 @@ def test_tcp(image: Path) -> None:
             return False
         return True
 
-    until(reached, "nobody listens")
+    wait_until(reached, "nobody listens")
     with peers[0] as peer:
         assert peer.read(1000, 7) == b"content"
     assert server.end() == (0, "")
@@ -247,9 +240,9 @@ def test_in_the_background(image: Path, where: Path, tmp_path: Path) -> None:
         assert os.readlink(f"/proc/{pid}/fd/1") == "/dev/null"
     finally:
         os.kill(pid, signal.SIGTERM)
-    until(lambda: not pid_file.exists(), "it does not end")
-    until(lambda: not where.exists(), "the socket stays")
-    until(lambda: not os.path.exists(f"/proc/{pid}") or is_zombie(pid), "the process stays")
+    wait_until(lambda: not pid_file.exists(), "it does not end")
+    wait_until(lambda: not where.exists(), "the socket stays")
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}") or is_zombie(pid), "the process stays")
     assert blocklayer.check(str(image)).clean
 
 
@@ -308,7 +301,7 @@ def test_socket_activation(image: Path, where: Path, pid_shift: int) -> None:
     )
     try:
         if pid_shift:  # meant for somebody else
-            until(lambda: can_connect(port), "it does not listen by itself")
+            wait_until(lambda: can_connect(port), "it does not listen by itself")
         else:
             with NbdPeer(where) as peer:
                 assert peer.read(1000, 7) == b"content"

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 import blocklayer
 from tests.cli.terminal import Terminal
+from tests.support.waiting import wait_until
 
 SLOW = ("-r", "4M")
 """8 MiB take two seconds: longer than the patience after which there is a bar."""
@@ -154,8 +154,7 @@ def test_progress_is_told_once_on_request(source: Path) -> None:
         stderr=subprocess.PIPE,
     )
     target = source.with_name("target.qed")
-    while not target.exists() or not target.stat().st_size > 1 << 20:
-        time.sleep(0.01)
+    wait_until(lambda: target.exists() and target.stat().st_size > 1 << 20)
     process.send_signal(signal.SIGUSR1)
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 0

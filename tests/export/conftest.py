@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from blocklayer.export.export import Export
 from blocklayer.export.listen import UnixAddress
 from blocklayer.export.server import NbdServer
 from tests.support.nbd_peer import NbdPeer
+from tests.support.waiting import wait_until
 
-SETTLE_SECONDS = 10.0
 """For how long threads and descriptors of clients that have gone may last."""
 
 
@@ -59,14 +58,6 @@ class Gate:
             return original(*arguments, **options)
 
         monkeypatch.setattr(disk, method, held)
-
-
-def wait_until(condition: Callable[[], bool], words: str, seconds: float = SETTLE_SECONDS) -> None:
-    """Until it is true; fail with `words` if that takes too long."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, words
-        time.sleep(0.01)
 
 
 def threads_of_servers() -> list[str]:

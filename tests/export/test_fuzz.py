@@ -16,11 +16,12 @@ import pytest
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.disk import Disk
 from blocklayer.export.export import Export
-from tests.export.conftest import Serve, Served, threads_of_servers, wait_until
+from tests.export.conftest import Serve, Served, threads_of_servers
 from tests.export.test_hostile import conversation
 from tests.nbd.test_server_fuzz import mutated, pieces, random_option
 from tests.support.crew import run_together
 from tests.support.nbd_peer import MODES
+from tests.support.waiting import wait_until
 
 Make = Callable[..., Disk]
 SANE = 4 * MiB

@@ -20,7 +20,7 @@ from blocklayer.core.disk import Disk
 from blocklayer.export.session import Session
 from blocklayer.nbd import wire
 from blocklayer.nbd.server_transmission import Item
-from tests.export.conftest import Gate, Serve, threads_of_servers, wait_until
+from tests.export.conftest import Gate, Serve, threads_of_servers
 from tests.support.crew import run_together
 from tests.support.nbd_peer import (
     FLUSH,
@@ -31,6 +31,7 @@ from tests.support.nbd_peer import (
     ZERO,
     NbdPeer,
 )
+from tests.support.waiting import wait_until
 
 Make = Callable[..., Disk]
 SIZE = 24 * MiB

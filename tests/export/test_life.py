@@ -25,7 +25,7 @@ from blocklayer.export.listen import GivenSocket, InetAddress, ListenError, Unix
 from blocklayer.export.metrics import serve_metrics
 from blocklayer.export.server import NbdServer
 from blocklayer.nbd import wire
-from tests.export.conftest import Gate, Serve, wait_until
+from tests.export.conftest import Gate, Serve
 from tests.support.nbd_peer import (
     CACHE,
     EXTENDED,
@@ -40,6 +40,7 @@ from tests.support.nbd_peer import (
     go_data,
     option_bytes,
 )
+from tests.support.waiting import wait_until
 
 Make = Callable[..., Disk]
 SIZE = 4 * MiB

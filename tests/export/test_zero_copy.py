@@ -15,8 +15,9 @@ from blocklayer.base.units import KiB, MiB
 from blocklayer.core.disk import Disk
 from blocklayer.export.channel import Channel
 from blocklayer.nbd import wire
-from tests.export.conftest import Serve, wait_until
+from tests.export.conftest import Serve
 from tests.support.nbd_peer import MODES, READ, SIMPLE
+from tests.support.waiting import wait_until
 
 Make = Callable[..., Disk]
 SIZE = 8 * MiB

@@ -24,6 +24,7 @@ from blocklayer.core.node import Node
 from blocklayer.core.opening import Opener, OpenFlags
 from blocklayer.testing.recorder import Recorder
 from tests.support.graphs import create, memory, open_disk, open_node, tree
+from tests.support.waiting import wait_until
 
 CLUSTER = 4 * KiB
 
@@ -356,19 +357,12 @@ def test_drains_under_fire() -> None:
                 wait_until_above(gauge, passed + 5)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < limit, "nothing goes on"
-        time.sleep(0.001)
-
-
 def wait_until_above(gauge: Gauge, count: int) -> None:
-    wait_for(lambda: gauge.passed > count)
+    wait_until(lambda: gauge.passed > count, every=0.001)
 
 
 def wait_for_marks(bitmap: DirtyBitmap) -> None:
-    wait_for(lambda: bool(bitmap.count))
+    wait_until(lambda: bitmap.count, every=0.001)
 
 
 def test_drains_of_the_inline_path(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain, count
 from pathlib import Path
@@ -30,6 +29,7 @@ from blocklayer.protocols.file_locks import (
     supported,
 )
 from tests.support import needs
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux has these locks")
 
@@ -415,19 +415,12 @@ def qemu_io(*arguments: str | Path) -> Iterator[int]:
         yield process.pid
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @contextmanager
 def serving(tmp_path: Path, pid_option: str, *command: str | Path) -> Iterator[None]:
     """A server that has told its process number, as it does when all is open."""
     pid_file = tmp_path / "pid"
     with background(*command, pid_option, pid_file):
-        wait_for(lambda: pid_file.exists() and bool(pid_file.read_text("ascii")))
+        wait_until(lambda: pid_file.exists() and bool(pid_file.read_text("ascii")))
         yield
 
 
@@ -568,7 +561,7 @@ def test_against_convert(tmp_path: Path, raw: Path) -> None:
     target = tmp_path / "target.qed"
     convert = ["convert", "-f", "raw", "-O", "qed", "-r", "4096", "-m", "1"]
     with background("qemu-img", *convert, raw, target):
-        wait_for(lambda: target.exists() and locked_bytes(target) == WRITER.offsets)
+        wait_until(lambda: target.exists() and locked_bytes(target) == WRITER.offsets)
         assert locked_bytes(raw) == READER.offsets
         with held(raw, READER):
             pass

@@ -23,6 +23,7 @@ from blocklayer.ops.open_image import open_disk
 from tests.nbd.server_bytes import FLAGS, MiB, info_export, negotiation, simple
 from tests.support.fake_nbd import FakeServer, fake_server, receive, requests, skip_options
 from tests.support.nbd_process import BlkNbd
+from tests.support.waiting import wait_until
 
 SIZE = 64 * MiB
 SOON = 4.0
@@ -145,10 +146,7 @@ def test_a_server_process_that_is_stopped(tmp_path: Path) -> None:
     uri = f"nbd+unix:///?socket={path}"
     try:
         with blk("convert", "-f", "raw", "-O", "qed", "-r", "8M", uri, target) as process:
-            deadline = time.monotonic() + 20
-            while not target.exists() or target.stat().st_size < MiB:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            wait_until(lambda: target.exists() and target.stat().st_size >= MiB)
             server.process.send_signal(signal.SIGSTOP)
             time.sleep(0.3)
             said = stop(process, signal.SIGINT)

@@ -32,6 +32,7 @@ from tests.nbd.server_bytes import (
 from tests.support import needs
 from tests.support.fake_nbd import Behaviour, fake_server, receive, requests, skip_options
 from tests.support.nbd_servers import nbdkit, running
+from tests.support.waiting import wait_until
 
 
 def opened(path: Path, mode: str = "r+", **options: Any) -> Disk:
@@ -209,10 +210,7 @@ def test_a_disk_that_is_to_survive_its_server_trusts_it(tmp_path: Path) -> None:
 def wait_for_loss(disk: Disk) -> None:
     """Until the client knows that its server has gone."""
     client = disk.node.children["file"].client  # type: ignore[attr-defined]
-    deadline = time.monotonic() + 10
-    while client._lanes[0]._connection.lost is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(lambda: client._lanes[0]._connection.lost is not None, every=0.001)
 
 
 # --- giving up ----------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -19,6 +18,7 @@ from blocklayer.formats.qed.layout import F_BACKING_FILE, F_NEED_CHECK
 from blocklayer.testing.recorder import Recorder
 from tests.support.graphs import ALL, LEAKS, NO_REPAIR, memory, open_disk, tree
 from tests.support.qed_image import CLUSTER, QedImage, qed
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -28,15 +28,6 @@ def image() -> QedImage:
 
 def marked(image: QedImage) -> bool:
     return bool(image.header.features & F_NEED_CHECK)
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 10
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.002)
-    return True
 
 
 def damage(image: QedImage) -> None:
@@ -227,14 +218,14 @@ def test_an_idle_disk_is_clean(image: QedImage, soon: float) -> None:
     with open_disk(recorder) as disk:
         disk.write(0, b"x")
         recorder.take()
-        assert eventually(lambda: not marked(image))
-        assert eventually(lambda: len(recorder.requests) >= 4)
+        wait_until(lambda: not marked(image))
+        wait_until(lambda: len(recorder.requests) >= 4)
         verbs = [r.verb for r in recorder.take() if r.verb != "read"]
         assert verbs == ["flush", "event:need_check_clear", "write", "flush"]
         # And dirty again when it must be.
         disk.write(MiB, b"y")
         assert marked(image)
-        assert eventually(lambda: not marked(image))
+        wait_until(lambda: not marked(image))
 
 
 def test_allocations_put_it_off(image: QedImage, soon: float) -> None:
@@ -243,7 +234,7 @@ def test_allocations_put_it_off(image: QedImage, soon: float) -> None:
             disk.write(turn * CLUSTER, b"x")
             assert marked(image)
             time.sleep(soon / 5)
-        assert eventually(lambda: not marked(image))
+        wait_until(lambda: not marked(image))
 
 
 def test_an_allocation_that_takes_long_is_not_idleness(image: QedImage, soon: float) -> None:
@@ -258,7 +249,7 @@ def test_an_allocation_that_takes_long_is_not_idleness(image: QedImage, soon: fl
         assert marked(image)
         fault.resume("slow")
         writer.join()
-        assert eventually(lambda: not marked(image))
+        wait_until(lambda: not marked(image))
 
 
 def test_a_damaged_disk_is_never_idle(image: QedImage, soon: float) -> None:
@@ -275,7 +266,7 @@ def test_idleness_that_fails_is_reported_by_the_next_flush(image: QedImage, soon
     disk.write(0, b"x")
     rule = InjectError(iotypes=frozenset({FLUSH}))
     fault.add_rule(rule)
-    assert eventually(lambda: rule.seen > 0)
+    wait_until(lambda: rule.seen > 0)
     assert marked(image)
     with pytest.raises(IoError):
         disk.flush()
@@ -299,11 +290,11 @@ def test_reopening_and_closing_end_the_timer(image: QedImage) -> None:
         assert len(ours()) == 1
         disk.reopen("r")
         assert not marked(image)
-        assert eventually(lambda: not ours())
+        wait_until(lambda: not ours())
         disk.reopen("r+")
         disk.write(MiB, b"x")
         assert marked(image)
-    assert eventually(lambda: not ours())
+    wait_until(lambda: not ours())
 
 
 def test_the_timer_does_not_keep_a_forgotten_disk_alive(image: QedImage) -> None:
