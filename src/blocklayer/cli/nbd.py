@@ -23,7 +23,7 @@ from blocklayer.cli.parsing import (
     image_name,
     trust_argument,
 )
-from blocklayer.core.modes import AIO_MODES, DETECT_ZEROES_MODES
+from blocklayer.core.modes import AIO_MODES, DETECT_ZEROES_MODES, DISCARD_MODES
 
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _check_modes(arguments: Arguments) -> None:
         if mode not in AIO_MODES:
             raise Failure(f"Invalid aio mode '{mode}'")
     for mode in arguments.all("discard"):
-        if mode not in ("ignore", "off", "unmap", "on"):
+        if mode not in DISCARD_MODES:
             raise Failure(f"Invalid discard mode `{mode}'")
     for mode in arguments.all("detect-zeroes"):
         if mode not in DETECT_ZEROES_MODES:
@@ -220,7 +220,6 @@ def open_image(arguments: Arguments, plan: Plan, scratch: str) -> Disk:
     name = arguments.names[0]
     if "load-snapshot" in arguments:
         raise Failure(f"Failed to load snapshot: '{name}' has no snapshots")
-    discard = arguments.last("discard", "ignore")
     temporary = "snapshot" in arguments
     trust = trust_argument(arguments)
     tree: Any = image_name(arguments, name)
@@ -237,7 +236,7 @@ def open_image(arguments: Arguments, plan: Plan, scratch: str) -> Disk:
             mode="r" if "read-only" in arguments else "r+",
             format=format_name,
             cache="none" if "nocache" in arguments else arguments.last("cache", "writeback"),
-            discard={"on": "unmap", "off": "ignore"}.get(discard, discard),
+            discard=DISCARD_MODES[arguments.last("discard", "ignore")],
             detect_zeroes=arguments.last("detect-zeroes", "off"),
             trust=trust,
         )
