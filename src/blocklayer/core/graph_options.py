@@ -18,7 +18,7 @@ from blocklayer.core.graph_edges import detach
 from blocklayer.core.modes import DISCARD_MODES, check_modes
 from blocklayer.core.node import Node
 from blocklayer.core.node_names import check_name
-from blocklayer.core.opening import CacheMode, Opener, OpenFlags
+from blocklayer.core.opening import CHAIN_DEPTH_MAX, CacheMode, Opener, OpenFlags
 
 CHILD_ROLES = ("file", "backing", "raw", "test", "image", "log", "target", "data-file")
 
@@ -75,8 +75,8 @@ class Builder:
         return self._build(nest(options), Settings(), backing=False, depth=0)
 
     def _build(self, options: OptionTree, parent: Settings, *, backing: bool, depth: int) -> Built:
-        if depth > 200:
-            raise InvalidArgument("Nodes are nested deeper than 200 levels")
+        if depth > CHAIN_DEPTH_MAX:
+            raise InvalidArgument(f"Nodes are nested deeper than {CHAIN_DEPTH_MAX} levels")
         options = dict(options)
         given = dict(options)
         name = self._take_name(options)

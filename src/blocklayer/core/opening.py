@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from blocklayer.core.trust import Trust
 
 CHAIN_DEPTH_MAX = 200
-"""Layers of a backing chain: deeper ones are a mistake, or an attempt to exhaust descriptors."""
+"""Layers of a backing chain, and nodes within nodes of a graph's options: deeper ones are a
+mistake, or an attempt to exhaust descriptors."""
 
 NESTING_MAX = 20
 """Nodes within nodes: options, or a backing file's name, can ask for any number of them."""
