@@ -655,8 +655,12 @@ class Disk:
             try:
                 self.node.truncate(size, preallocation)
             finally:  # a failure may come after the size has changed
-                if self.node.hooks is not None:
-                    self.node.hooks.resize(self.node.size)
+                self._follow_size()
+
+    def _follow_size(self) -> None:
+        """The node may have another size."""
+        if self.node.hooks is not None:
+            self.node.hooks.resize(self.node.size)
 
     def check_write(self, verb: str, offset: int, length: int) -> None:
         """Raise `OutOfRange` or `ReadOnly` unless this may be written."""

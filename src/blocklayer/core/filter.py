@@ -28,6 +28,9 @@ class FilterNode(Node):
     reads_itself: ClassVar[bool] = False
     """Whether it reads the child when nobody above asks."""
 
+    keeps_size: ClassVar[bool] = False
+    """Whether nobody may resize the child past this node."""
+
     def __init__(self, child: Node, *, role: str = "file") -> None:
         super().__init__(child.filename, read_only=child.read_only)
         self.child = child

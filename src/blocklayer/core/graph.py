@@ -469,6 +469,13 @@ class Graph:
             for disk in list(each.users):
                 disk._refresh_inline()
 
+    def follow_size(self, node: Node) -> None:
+        """A node, which is drained, may have another size: so may what shows the same bytes."""
+        for each in (*self._stored_in(node)[:0:-1], *self._from_the_top((node,))[::-1]):
+            each.follow_child_size()
+            if each.hooks is not None:
+                each.hooks.follow(each.size)
+
     def insert_filter(self, node: Node, below: Node, name: str | None = None) -> None:
         """Put a filter, whose child is `below`, between `below` and everybody above it."""
         with self.drained(below):

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from blocklayer.base.errors import ReadOnly
 from blocklayer.core.disk import Disk
 
@@ -45,6 +48,16 @@ class GraphDisk(Disk):
         super().check_write(verb, offset, length)
         if not self._writable:
             raise ReadOnly(f"Cannot {verb} to '{self.filename}': it is open read-only")
+
+    @contextmanager
+    def _drained_section(self) -> Iterator[None]:
+        """Nor is a request in flight on nodes above, whose users pass this disk's node."""
+        with self._graph.drained(), self._graph.drained(self.node):  # it may be moved before
+            yield
+
+    def _follow_size(self) -> None:
+        """So may those above."""
+        self._graph.follow_size(self.node)
 
     def follow_tracker(self) -> None:
         """The node counts its requests elsewhere from now on."""

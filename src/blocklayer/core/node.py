@@ -208,6 +208,9 @@ class Node:
         """Change `size`; new bytes read as zeroes. Raises `NotSupported`, `IoError`."""
         raise NotSupported(f"Cannot resize: driver '{self.driver}' does not support it")
 
+    def follow_child_size(self) -> None:
+        """Somebody may have resized a child by itself, while no request is in flight."""
+
     @property
     def grows_zeroed(self) -> bool:
         """Whether bytes gained by `truncate` read as zeroes without being written."""

@@ -167,6 +167,11 @@ class RawNode(FormatNode):
         self.file.truncate(size + self._offset, preallocation)
         self.size = align_up(size, SECTOR)
 
+    def follow_child_size(self) -> None:
+        """A window that was given a size keeps it."""
+        if not self._ends_inside:
+            self.size = align_up(max(self.file.size - self._offset, 0), SECTOR)
+
     def inline(self) -> Inline | None:
         """Straight to the file's descriptor."""
         descriptor = self.file.inline_descriptor
