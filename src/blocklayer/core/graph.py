@@ -12,7 +12,7 @@ of the graph exclude each other and happen while everything above the changed pl
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from blocklayer.base.errors import BlocklayerError, InvalidArgument, ReadOnly
@@ -471,7 +471,7 @@ class Graph:
 
     def follow_size(self, node: Node) -> None:
         """A node, which is drained, may have another size: so may what shows the same bytes."""
-        for each in (*self._stored_in(node)[:0:-1], *self._from_the_top((node,))[::-1]):
+        for each in (*self.stored_in(node)[:0:-1], *self._from_the_top((node,))[::-1]):
             each.follow_child_size()
             if each.hooks is not None:
                 each.hooks.follow(each.size)
@@ -523,18 +523,32 @@ class Graph:
             if before is not None and id(before) in self._by_node and before is not backing:
                 self.let_go(before)
 
-    def set_read_only(self, node: Node, read_only: bool) -> None:
+    def set_read_only(self, node: Node, read_only: bool, kept: Iterable[Node] = ()) -> None:
         """Open a node, and what it is stored in, again in the other mode.
 
-        Files get other descriptors. So nobody is at work on them or above meanwhile, and every disk
-        above finds its ways anew: the number of a closed one is soon that of another file.
+        What others may write to, or is `kept`, does not become read-only. Files get other
+        descriptors. So nobody is at work on them or above meanwhile, and every disk above finds its
+        ways anew: the number of a closed one is soon that of another file.
         """
-        with self.drained(*self._stored_in(node)):
+        stored = self.stored_in(node)
+        with self.drained(*stored):
+            staying = [*kept, *(each for each in stored[1:] if self._is_shared(each, stored))]
             try:
+                for each in staying:
+                    each.stays_writable = True
                 node.reopen(read_only)
             finally:
-                for each in self._stored_in(node):
+                for each in staying:
+                    each.stays_writable = False
+                for each in stored:
                     self.refresh_above(each)
+
+    def _is_shared(self, node: Node, users: list[Node]) -> bool:
+        """Whether others than `users` write to a node, or could."""
+        return any(WRITE in disk.use.needs for disk in self.entry(node).disks) or any(
+            edge.role != "backing" and not edge.parent.read_only and edge.parent not in users
+            for edge in self.parents(node)
+        )
 
     @contextmanager
     def made_writable(self, node: Node) -> Iterator[None]:
@@ -548,12 +562,12 @@ class Graph:
             if was_read_only:
                 self.set_read_only(node, True)
 
-    def _stored_in(self, node: Node) -> list[Node]:
+    def stored_in(self, node: Node) -> list[Node]:
         """The node and all that `Node.reopen` opens again with it."""
         nodes = [node]
         for edge in self.children(node):
             if edge.role != "backing":
-                nodes += self._stored_in(edge.child)
+                nodes += self.stored_in(edge.child)
         return nodes
 
     def reopen(self, options: list[OptionTree]) -> None:

@@ -160,6 +160,17 @@ def _edge(graph: Graph, node: Node, role: str) -> Edge | None:
 
 def _apply(graph: Graph, plan: _Plan, undoes: list[Undo], left: list[Node]) -> None:
     node, before = plan.entry.node, plan.entry.settings
+    read_only, was_read_only = plan.settings.read_only, node.read_only
+    given = plan.children.get("file")  # by its name, with a mode of its own
+    stored = [*graph.stored_in(node)[1:], *([] if given is None else graph.stored_in(given))]
+    writable = [each for each in stored if not each.read_only]
+
+    def change_mode() -> None:
+        undoes.append(lambda: _set_mode(graph, node, was_read_only, writable))
+        _set_mode(graph, node, read_only, () if given is None else writable)
+
+    if read_only:  # what has to be written before belongs into the old file
+        change_mode()
     for role, child in plan.children.items():
         if child is not None and (child is node or graph.is_below(child, node)):
             raise InvalidArgument(
@@ -177,15 +188,20 @@ def _apply(graph: Graph, plan: _Plan, undoes: list[Undo], left: list[Node]) -> N
         others = {k: v for k, v in plan.settings.options.items() if k not in node.changeable}
         options = {**others, **plan.changes}
         plan.settings = plan.settings.replace(options=options)
-    undoes.append(lambda: _set(graph, plan.entry, before))
-    _set(graph, plan.entry, plan.settings)
+    if not read_only:
+        change_mode()
+    undoes.append(lambda: _set(plan.entry, before))
+    _set(plan.entry, plan.settings)
 
 
-def _set(graph: Graph, entry: Entry, settings: Settings) -> None:
-    if settings.read_only != entry.node.read_only:
-        if settings.read_only:
-            entry.node.flush()
-        graph.set_read_only(entry.node, settings.read_only)
+def _set_mode(graph: Graph, node: Node, read_only: bool, kept: Iterable[Node]) -> None:
+    if read_only != node.read_only:
+        if read_only:
+            node.flush()
+        graph.set_read_only(node, read_only, kept)
+
+
+def _set(entry: Entry, settings: Settings) -> None:
     entry.settings = settings
     for disk in entry.disks:
         disk.switch(entry.node, discard=settings.discard, detect_zeroes=settings.detect_zeroes)

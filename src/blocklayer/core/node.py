@@ -240,6 +240,9 @@ class Node:
             [child.on_event for child in self.children.values() if child.hears]
         )
 
+    stays_writable = False
+    """A parent that becomes read-only leaves it as it is."""
+
     hears: ClassVar[bool] = False
     """Whether `on_event` wants the parent's events."""
 
@@ -261,7 +264,7 @@ class Node:
     def reopen(self, read_only: bool) -> None:
         """Change between read-only and read-write."""
         for role, child in self.children.items():
-            if role != "backing":
+            if role != "backing" and not (read_only and child.stays_writable):
                 child.reopen(read_only)
         self.read_only = read_only
 
