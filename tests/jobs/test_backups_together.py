@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -270,8 +271,12 @@ def test_one_that_cannot_begin_leaves_the_others(monkeypatch: pytest.MonkeyPatch
         first = here.begin(0, speed=1)
         heard = len(here.here.events)
 
-        def no_thread(*arguments: object, **named: object) -> None:
-            raise RuntimeError("can't start new thread")
+        beginner, start = threading.current_thread(), threading.Thread.start
+
+        def no_thread(thread: threading.Thread) -> None:
+            if threading.current_thread() is beginner:
+                raise RuntimeError("can't start new thread")
+            start(thread)  # the first one is at work
 
         with monkeypatch.context() as patch:
             patch.setattr("threading.Thread.start", no_thread)
