@@ -117,7 +117,7 @@ def test_what_a_mirror_reads_keeps_its_size(graph: Graph) -> None:
     job = mirror.start(graph, jobs, device="t", target="target", sync="full")
     for name in ("m", "r"):
         for size in (MiB // 2, 2 * MiB):
-            with pytest.raises(BlocklayerError, match="'resize' are both required"):
+            with pytest.raises(BlocklayerError, match="resize' are both required"):
                 resize(graph, name, size)
     assert job.wait_for_status("ready", timeout=PATIENCE) == "ready"
     job.cancel(force=True)

@@ -20,7 +20,7 @@ class FilterNode(Node):
     """Passes requests on to one child."""
 
     sees_every_write: ClassVar[bool] = False
-    """Whether nobody may write to the child past this node."""
+    """Whether nobody may write to the child past this node, or resize it."""
 
     nameless: ClassVar[bool] = False
     """Whether it belongs to what stands above it, and nobody else sees it."""
@@ -28,8 +28,8 @@ class FilterNode(Node):
     reads_itself: ClassVar[bool] = False
     """Whether it reads the child when nobody above asks."""
 
-    keeps_size: ClassVar[bool] = False
-    """Whether nobody may resize the child past this node."""
+    writes_target: ClassVar[bool] = False
+    """Whether it writes to its ``target`` by itself; else its job does."""
 
     def __init__(self, child: Node, *, role: str = "file") -> None:
         super().__init__(child.filename, read_only=child.read_only)

@@ -580,7 +580,7 @@ class Graph:
 def _has_disk_there(edge: Edge) -> bool:
     """Whether a job writes to a node itself, and not its filter: this is told in other words."""
     above = edge.parent
-    by_filter = isinstance(above, FilterNode) and above.sees_every_write
+    by_filter = isinstance(above, FilterNode) and above.writes_target
     return edge.role == "target" and not by_filter
 
 

@@ -114,7 +114,6 @@ def use_of(edge: Edge, who: str, above: Sequence[Use]) -> Use:
         if isinstance(edge.parent, FilterNode):
             needs |= {READ} if edge.parent.reads_itself else frozenset()
             shares -= {WRITE, RESIZE} if edge.parent.sees_every_write else frozenset()
-            shares -= {RESIZE} if edge.parent.keeps_size else frozenset()
         return Use(who, edge.role, needs, shares)
     if edge.role == "target":  # what a job's filter has for its job, which has a disk there
         return Use(who, edge.role, frozenset(), ALL)

@@ -62,7 +62,7 @@ class BeforeWriteFilter(JobFilter):
     """Copies what is there before it is changed."""
 
     driver = "copy-before-write"
-    sees_every_write = True
+    writes_target = True
 
     def __init__(self, child: Node, job: BackupJob, busy: str) -> None:
         super().__init__(child, busy)

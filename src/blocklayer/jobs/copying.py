@@ -18,6 +18,7 @@ from blocklayer.base.errors import BlocklayerError, Closed, InvalidArgument
 from blocklayer.base.record import Record
 from blocklayer.base.units import KiB, MiB
 from blocklayer.core.graph_edges import skip_filters
+from blocklayer.core.graph_uses import require_peace
 from blocklayer.core.mapping import row_batches
 from blocklayer.core.node import FormatNode
 from blocklayer.jobs.errors import job_error
@@ -208,6 +209,7 @@ class CopyingJob(Job):
                 self.graph.insert_filter(node, below, self.options.filter_node_name)
                 self._entered = True
                 self.graph.block(node, self, self.busy)
+                require_peace(self.graph, below)  # nobody writes past the filter
 
     def leave(self, to: Node | None = None) -> None:
         """Take the filter out: everybody stands on what was below it, or on `to`."""

@@ -18,7 +18,7 @@ class JobFilter(FilterNode):
     """Passes requests on, and lets its job see them."""
 
     reads_itself = True  # for its job, which has no disk there
-    keeps_size = True
+    sees_every_write = True
 
     def __init__(self, child: Node, busy: str) -> None:
         super().__init__(child)

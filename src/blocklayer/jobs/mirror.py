@@ -218,6 +218,9 @@ class MirrorJob(CopyingJob):
                 self._workers.drain()
                 self._copy_while(self.copy_step, lambda: not self.engine.dirty.is_empty)
                 self.flush_rest()
+            if self.completing and self._replaces is not None:
+                # The graph may have changed since the job began.
+                check_replaces(self.graph, self._replaces, self.source)
             self.make_real()
             if self.completing:
                 self.pivot()
@@ -309,7 +312,7 @@ def start(
     if filter_node_name is not None:
         graph.check_new_name(filter_node_name)
     if replaces is not None:
-        _check_replaces(graph, replaces, source, device)
+        check_replaces(graph, replaces, source)
     options = CopyOptions(
         target=destination,
         on_source_error=check_policy("on-source-error", on_source_error),
@@ -349,10 +352,12 @@ def check_granularity(granularity: int) -> None:
         raise InvalidArgument("Parameter 'granularity' expects a power of 2")
 
 
-def _check_replaces(graph: Graph, replaces: str, source: Node, device: str) -> None:
+def check_replaces(graph: Graph, replaces: str, source: Node) -> None:
+    """Raise `InvalidArgument` unless what stands on a node would find the same on a copy."""
     node = graph.find_node(replaces)
     if skip_filters(node) is not skip_filters(source):
+        name = graph.name_of(source)
         raise InvalidArgument(
-            f"Cannot replace '{replaces}' by a node mirrored from '{device}', because it cannot be"
+            f"Cannot replace '{replaces}' by a node mirrored from '{name}', because it cannot be"
             " guaranteed that doing so would not lead to an abrupt change of visible data"
         )
