@@ -5,8 +5,9 @@
     open_disk  a disk on a node, for an export or a job: with permissions, until it is closed
     replace    everybody above one node stands on another one afterwards; no request notices
 
-A node lives as long as somebody wants it: the one who added it, a parent, or a disk on it. Changes
-of the graph exclude each other and happen while everything above the changed place is drained.
+A node lives as long as somebody wants it: the one who added it, a parent, a disk on it, or a job
+that works with it. Changes of the graph exclude each other and happen while everything above the
+changed place is drained.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Entry:
     settings  discard, detect-zeroes … of disks on it
     disks     those that are on it now
     blocked   why it cannot be removed or used by other jobs, by who says so
+    written_by  those of them that write to it, without a disk on it
     vouched_by  jobs that see to it that what reads through this image finds the same as ever,
                 while they change what lies below it
     """
@@ -54,6 +56,7 @@ class Entry:
         self.owned = owned
         self.disks: list[GraphDisk] = []
         self.blocked: dict[object, str] = {}
+        self.written_by: set[object] = set()
         self.vouched_by: set[object] = set()
 
     def __repr__(self) -> str:
@@ -222,6 +225,7 @@ class Graph:
         failures: list[BlocklayerError] = []
         with self._changing:
             for entry in list(self._entries.values()):
+                entry.blocked.clear()
                 for disk in list(entry.disks):
                     disk.close()
             while self._entries:
@@ -266,7 +270,7 @@ class Graph:
     def let_go(self, node: Node, *, recurse: bool = True) -> None:
         """Close a node that nobody wants any more, and then what only it wanted."""
         entry = self.entry(node)
-        if entry.owned or entry.disks or self.parents(node):
+        if entry.owned or entry.disks or entry.blocked or self.parents(node):
             return
         below = [edge.child for edge in self.children(node)]
         del self._entries[entry.name], self._by_node[id(node)]
@@ -281,14 +285,26 @@ class Graph:
 
     # --- blocking -------------------------------------------------------------------------------
 
-    def block(self, node: Node, owner: object, reason: str) -> None:
-        """`owner` (a job) works with a node: others must not remove, resize or use it for jobs."""
-        self.entry(node).blocked[owner] = reason
+    def block(self, node: Node, owner: object, reason: str, *, writes: bool = False) -> None:
+        """`owner` (a job) works with a node: others must not remove, resize or use it for jobs.
+
+        The node stays open until `unblock`, and can be written to if the owner `writes`.
+        """
+        entry = self.entry(node)
+        entry.blocked[owner] = reason
+        if writes:
+            entry.written_by.add(owner)
 
     def unblock(self, owner: object) -> None:
-        """Undo every `block` of an owner."""
-        for entry in self.named():
-            entry.blocked.pop(owner, None)
+        """Undo every `block` of an owner; nodes that nobody else wants are closed."""
+        with self._changing:
+            blocked = [entry for entry in self.named() if owner in entry.blocked]
+            for entry in blocked:
+                del entry.blocked[owner]
+                entry.written_by.discard(owner)
+            for entry in blocked:
+                if id(entry.node) in self._by_node:
+                    self.let_go(entry.node)
 
     def require_unblocked(
         self, name_or_node: str | Node, *, but: Callable[[object], bool] | None = None

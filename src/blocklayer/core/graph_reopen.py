@@ -91,6 +91,8 @@ def _plan(graph: Graph, options: OptionTree) -> _Plan:
     _plan_changes(graph, plan, known, options)
     if settings.read_only and any(WRITE in use.needs for use in graph.uses(node)):
         raise InvalidArgument(f"Read-only block node '{name}' cannot support read-write users")
+    if settings.read_only and entry.written_by:
+        raise InvalidArgument("Cannot make block node read-only, there is a writer on it")
     return plan
 
 

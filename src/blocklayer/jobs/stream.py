@@ -62,7 +62,8 @@ class StreamJob(Job):
         super().__init__(jobs, job_id, **common)
         self._held: list[GraphDisk] = []
         for layer in (node, *layers):
-            graph.block(layer, self, "block device is in use by block job: stream")
+            reason = "block device is in use by block job: stream"
+            graph.block(layer, self, reason, writes=layer is node)
         try:
             chains.hold(graph, layers, f"stream job '{job_id}'", self._held)
         except BaseException:
@@ -130,9 +131,11 @@ class StreamJob(Job):
         """Let go of the layers."""
         for disk in self._held:
             disk.close()
-        self.graph.unblock(self)
-        if self._was_read_only:
-            chains.only_read_again(self.graph, self.node)
+        try:
+            if self._was_read_only:
+                chains.only_read_again(self.graph, self.node)
+        finally:
+            self.graph.unblock(self)
 
 
 def start(
