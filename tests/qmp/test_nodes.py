@@ -342,6 +342,9 @@ def test_clients_of_an_export_see_bitmaps(talk: Conversation) -> None:
         (each["start"], each["length"]) for each in json.loads(done.stdout) if not each["data"]
     ]
     assert dirty == [(65536, 65536)]
+    ours = [*OURS[:-1], "map", "--output=json", "--image-opts", options]
+    same = subprocess.run(ours, capture_output=True, check=True, timeout=60)
+    assert json.loads(same.stdout) == json.loads(done.stdout)
 
 
 def test_statistics_of_exports(talk: Conversation) -> None:

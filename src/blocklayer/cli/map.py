@@ -184,6 +184,8 @@ _BOOLEAN = ("false", "true")
 
 def _as_json(row: Row) -> str:
     start, length, data, zero, present, depth, host, _ = row
+    if not data and not zero:  # what an NBD server says of a bitmap: shown as not there
+        present, host = False, None
     place = f', "offset": {host}}}' if host is not None else "}"
     return (
         f'{{ "start": {start}, "length": {length}, "depth": {depth},'
