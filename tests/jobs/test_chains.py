@@ -164,6 +164,7 @@ def test_intermediate_commit(chain: Chain) -> None:
         ({}, ["top"]),
         ({"base_node": "base"}, ["top", "base"]),
         ({"bottom": "mid"}, ["top", "base"]),
+        ({"bottom": "top"}, ["top", "mid", "base"]),
         ({"base_node": "mid"}, ["top", "mid", "base"]),
     ],
 )

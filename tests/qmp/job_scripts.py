@@ -68,6 +68,8 @@ MISTAKES = [
     step("block-job-set-speed", device="zz", speed=1),
     step("block-commit", job_id="c", device="zz"),
     step("block-stream", job_id="c", device="zz"),
+    step("block-stream", job_id="c", device="s", bottom="s", base_node="t"),
+    step("block-stream", job_id="c", device="s", bottom="s", base="t.raw"),
     step("blockdev-backup", job_id="c", device="zz", target="t", sync="full"),
     step("blockdev-backup", job_id="c", device="s", target="zz", sync="full"),
     step("blockdev-backup", job_id="c", device="s", target="t", sync="incremental"),

@@ -161,8 +161,10 @@ def start(
     job_id = jobs.id_for(device, job_id)
     if base is not None and base_node is not None:
         raise InvalidArgument("'base' and 'base-node' cannot be specified at the same time")
-    if bottom is not None and (base is not None or base_node is not None):
-        raise InvalidArgument("'bottom' and 'base' or 'base-node' cannot be specified together")
+    if bottom is not None and base is not None:
+        raise InvalidArgument("'base' and 'bottom' cannot be specified at the same time")
+    if bottom is not None and base_node is not None:
+        raise InvalidArgument("'bottom' and 'base-node' cannot be specified at the same time")
     chain = graph.backing_chain(node)
     top = chain[0]
     if not isinstance(top, FormatNode):
@@ -210,7 +212,7 @@ def _base(
         return found
     if bottom is not None:
         words = f"Node '{bottom}' is not in a chain starting from '{device}'"
-        last = chains.find_node(graph, chain[1:], bottom, words)
+        last = chains.find_node(graph, chain, bottom, words)
         number = chains.index(chain, last)
         return chain[number + 1] if number + 1 < len(chain) else None
     return None
