@@ -328,3 +328,76 @@ def test_a_raw_node_that_nobody_uses_gets_another_window(graph: Graph, tmp_path:
         assert disk.size == len(content)
     graph.add({"driver": "raw", "node-name": "above", "file": "r"})
     assert refusal(lambda: graph.reopen([{**options, "offset": 512}])) == words
+
+
+# --- a backing file that is given inline ---
+
+
+def chain_of(folder: Path) -> dict[str, Any]:
+    """Options of top over base, each image and each file with a name."""
+    below: dict[str, Any] | None = None
+    for name in ("base", "top"):
+        path = folder / f"{name}.qed"
+        backing = None if below is None else folder / "base.qed"
+        blocklayer.create(path, format="qed", size=SIZE, backing=backing)
+        file = {"driver": "file", "node-name": f"{name}-file", "filename": str(path)}
+        options: dict[str, Any] = {"driver": "qed", "node-name": name, "file": file}
+        below = options if below is None else {**options, "backing": below}
+    assert below is not None
+    return below
+
+
+def test_reopening_with_the_options_of_before(graph: Graph, tmp_path: Path) -> None:
+    options = chain_of(tmp_path)
+    graph.add(options)
+    before = graph.names
+    graph.reopen([options])
+    nameless = {**options, "backing": {**options["backing"]}}
+    del nameless["backing"]["node-name"]
+    nameless["backing"]["file"] = {"driver": "file", "filename": str(tmp_path / "base.qed")}
+    nameless["file"] = {"driver": "file", "filename": str(tmp_path / "top.qed")}
+    graph.reopen([nameless])
+    assert graph.names == before
+    with graph.open_disk("top", writable=True) as disk:
+        disk.write(0, b"x")
+    assert graph.find("base").read_only
+
+
+def test_a_backing_file_that_the_header_names_is_given_inline(graph: Graph, tmp_path: Path) -> None:
+    options = chain_of(tmp_path)
+    below = options.pop("backing")
+    graph.add(options)
+    below = {"driver": "qed", "file": {"driver": "file", "filename": below["file"]["filename"]}}
+    graph.reopen([{**options, "backing": below}])
+    other = {"driver": "file", "filename": str(tmp_path / "top.qed")}
+    words = refusal(lambda: graph.reopen([{**options, "backing": {**below, "file": other}}]))
+    assert words == "Cannot change the option 'file.filename'"
+
+
+def test_settings_of_a_backing_file_that_is_given_inline(graph: Graph, tmp_path: Path) -> None:
+    options = chain_of(tmp_path)
+    graph.add(options)
+    below = options["backing"]
+    graph.reopen([{**options, "backing": {**below, "read-only": False, "discard": "unmap"}}])
+    assert graph.entry("base").settings.discard == "unmap"
+    assert not graph.find("base").read_only
+    graph.reopen([options])
+    assert graph.entry("base").settings.discard == "ignore"
+    assert graph.find("base").read_only
+
+
+def test_what_is_below_cannot_be_another_one_inline(graph: Graph, tmp_path: Path) -> None:
+    options = chain_of(tmp_path)
+    graph.add(options)
+    below = options["backing"]
+
+    def refused(**changes: Any) -> str:
+        return refusal(lambda: graph.reopen([{**options, "backing": {**below, **changes}}]))
+
+    assert refused(**{"node-name": "other"}) == "Cannot change the option 'backing.node-name'"
+    assert refused(driver="raw") == "Cannot change the option 'driver'"
+    graph.reopen([{**options, "backing": None}])
+    assert refused() == "Cannot change the option 'backing.driver'"
+    graph.add(below)
+    graph.reopen([{**options, "backing": "base"}])
+    assert refused() == "Cannot change the option 'backing.driver'"  # it is not the overlay's

@@ -2,9 +2,9 @@
 """`blockdev-reopen`: other settings and other children for nodes, all of them or none.
 
 Settings that are left out are what they are by default. ``backing`` may become another node or
-none. ``file`` may become another node that shows the same bytes: so a filter is put below a node
-that is in use, or taken out. Of the other options, those may be others that their driver declares
-to be `changeable`.
+none; given inline, it stays what it is, and its settings may be others. ``file`` may become another
+node that shows the same bytes: so a filter is put below a node that is in use, or taken out. Of the
+other options, those may be others that their driver declares to be `changeable`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Plan:
 def reopen(graph: Graph, options: Iterable[OptionTree]) -> None:
     """Change nodes. Raises `InvalidArgument` and others, and then nothing has changed."""
     with graph.drained():  # of nothing yet: the graph stays as it is meanwhile
-        plans = [_plan(graph, dict(nest(each))) for each in options]
+        plans = [plan for each in options for plan in _plan(graph, dict(nest(each)))]
         new = [child for plan in plans for child in plan.children.values() if child is not None]
         undoes: list[Undo] = []
         left: list[Node] = []
@@ -65,7 +65,8 @@ def reopen(graph: Graph, options: Iterable[OptionTree]) -> None:
             graph.let_go(node)
 
 
-def _plan(graph: Graph, options: OptionTree) -> _Plan:
+def _plan(graph: Graph, options: OptionTree, *, backing: bool = False) -> list[_Plan]:
+    """What is to be done with a node, and with the images below it that are given inline."""
     name = options.pop("node-name", None)
     if name is None:
         raise InvalidArgument("node-name not specified")
@@ -73,11 +74,16 @@ def _plan(graph: Graph, options: OptionTree) -> _Plan:
         raise InvalidArgument(f"Failed to find node with node-name='{name}'")
     entry = graph.entry(str(name))
     node = entry.node
-    settings = take_settings(options, Settings())
+    settings = take_settings(options, Settings(), backing=backing)
     plan = _Plan(entry, settings.replace(options=entry.settings.options))
+    plans = [plan]
     if "backing" in options and isinstance(node, FormatNode):
-        _plan_backing(graph, plan, node, options.pop("backing"))
-    known = dict(nest(entry.settings.options))
+        below = options.pop("backing")
+        if isinstance(below, dict):
+            plans += _plan_inline(graph, node, below)
+        else:
+            _plan_backing(graph, plan, node, below)
+    known = _known(entry)
     for key, value in options.items():
         if key == "driver" and value == node.driver:
             continue
@@ -85,7 +91,9 @@ def _plan(graph: Graph, options: OptionTree) -> _Plan:
             _plan_file(graph, plan, value)
             continue
         if isinstance(value, dict) and (edge := _edge(graph, node, key)) is not None:
-            known[key] = dict(graph.entry(edge.child).settings.options)
+            known[key] = _known(graph.entry(edge.child))
+            if "node-name" not in value:
+                known[key].pop("node-name", None)
         if known.get(key) != value and key not in node.changeable:
             raise InvalidArgument(f"Cannot change the option '{_differing(key, known, value)}'")
     _plan_changes(graph, plan, known, options)
@@ -93,7 +101,28 @@ def _plan(graph: Graph, options: OptionTree) -> _Plan:
         raise InvalidArgument(f"Read-only block node '{name}' cannot support read-write users")
     if settings.read_only and entry.written_by:
         raise InvalidArgument("Cannot make block node read-only, there is a writer on it")
-    return plan
+    return plans
+
+
+def _known(entry: Entry) -> OptionTree:
+    """The options of a node; of one that was opened on the way, what they would have been."""
+    options = dict(nest(entry.settings.options))
+    if not options:
+        options = {"driver": entry.node.driver}
+        if not entry.node.children:
+            options["filename"] = entry.node.filename
+    return options
+
+
+def _plan_inline(graph: Graph, node: FormatNode, options: OptionTree) -> list[_Plan]:
+    """What is below stays there, and gets the settings that are given with it."""
+    below = edges.backing_of(node)
+    if below is None or graph.entry(below).owned:
+        raise InvalidArgument("Cannot change the option 'backing.driver'")
+    name = graph.name_of(below)
+    if options.get("node-name", name) != name:
+        raise InvalidArgument("Cannot change the option 'backing.node-name'")
+    return _plan(graph, {**options, "node-name": name}, backing=True)
 
 
 def _plan_changes(graph: Graph, plan: _Plan, known: OptionTree, options: OptionTree) -> None:
@@ -123,8 +152,6 @@ def _differing(key: str, known: OptionTree, value: object) -> str:
 
 
 def _plan_backing(graph: Graph, plan: _Plan, node: FormatNode, wanted: object) -> None:
-    if isinstance(wanted, dict):
-        raise InvalidArgument("The backing node must be given by its name or be null")
     below = graph.find(wanted) if isinstance(wanted, str) else None
     if below is edges.backing_of(node):
         return
