@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.qmp.job_scripts import qed, raw, status, wait
 from tests.qmp.scripts import Step, action, file, null, step, unix
 
@@ -132,6 +134,35 @@ SNAPSHOTS = [
     step("query-block-exports"),
 ]
 
+LAYERS = {
+    "driver": "qed",
+    "node-name": "o",
+    "file": file("top.qed", "fo"),
+    "backing": {"driver": "raw", "node-name": "b", "file": file("base.raw", "fb")},
+}
+LOWER: dict[str, Any] = {"driver": "raw", "file": {"driver": "file", "filename": "base.raw"}}
+
+REOPENING_INLINE = [
+    ("blockdev-add", LAYERS),
+    *(
+        step("blockdev-reopen", options=[LAYERS | {"backing": lower}])
+        for lower in (
+            LAYERS["backing"],
+            LOWER,
+            LOWER | {"driver": "qed"},
+            LOWER | {"detect-zeroes": "on"},
+            "b",
+            LOWER,
+            None,
+            LOWER,
+        )
+    ),
+    step("blockdev-add", **LOWER, node_name="other"),
+    step("blockdev-reopen", options=[LAYERS | {"backing": "other"}]),
+    step("blockdev-reopen", options=[LAYERS | {"backing": LOWER}]),
+    step("query-named-block-nodes", flat=True),
+]
+
 REOPENING = [
     step("blockdev-add", **file("t.raw", "ft")),
     step("blockdev-add", **file("base.raw", "fb", **{"read-only": True})),
@@ -159,6 +190,14 @@ REOPENING = [
     step(
         "blockdev-reopen",
         options=[{"driver": "qed", "node-name": "q", "file": "fq", "backing": "r"}],
+    ),
+    step(
+        "blockdev-reopen",
+        options=[{"driver": "qed", "node-name": "q", "file": "fq", "backing": "zz"}],
+    ),
+    step(
+        "blockdev-reopen",
+        options=[{"driver": "qed", "node-name": "q", "file": "fq", "force-share": True}],
     ),
     step("blockdev-del", node_name="q"),
     step(
@@ -426,6 +465,7 @@ GRAPH_SCRIPTS = {
     "writers below": WRITERS_BELOW,
     "snapshots": SNAPSHOTS,
     "reopening": REOPENING,
+    "reopening inline": REOPENING_INLINE,
     "filters": FILTERS,
     "windows": WINDOWS,
     "throttle groups": THROTTLE_GROUPS,

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 HEAD = 4096
 """Bytes by which an image is recognised in another node."""
 
+_NOT_FOUND = "Cannot find device='' nor node-name='%s'"
+
 
 class _Plan:
     """What is to be done with one node.
@@ -74,7 +76,10 @@ def _plan(graph: Graph, options: OptionTree, *, backing: bool = False) -> list[_
         raise InvalidArgument(f"Failed to find node with node-name='{name}'")
     entry = graph.entry(str(name))
     node = entry.node
+    forced = "force-share" in options
     settings = take_settings(options, Settings(), backing=backing)
+    if forced and settings.force_share != entry.settings.force_share:
+        raise InvalidArgument("Cannot change the option 'force-share'")
     plan = _Plan(entry, settings.replace(options=entry.settings.options))
     plans = [plan]
     if "backing" in options and isinstance(node, FormatNode):
@@ -152,6 +157,8 @@ def _differing(key: str, known: OptionTree, value: object) -> str:
 
 
 def _plan_backing(graph: Graph, plan: _Plan, node: FormatNode, wanted: object) -> None:
+    if isinstance(wanted, str) and wanted not in graph:
+        raise InvalidArgument(_NOT_FOUND % wanted)
     below = graph.find(wanted) if isinstance(wanted, str) else None
     if below is edges.backing_of(node):
         return
@@ -169,7 +176,7 @@ def _plan_file(graph: Graph, plan: _Plan, name: str) -> None:
     if edge is None:
         raise InvalidArgument("Cannot change the option 'file'")
     if name not in graph:
-        raise InvalidArgument(f"Cannot find device='' nor node-name='{name}'")
+        raise InvalidArgument(_NOT_FOUND % name)
     if graph.find(name) is edge.child or graph.find_top(name) is edge.child:
         return
     if plan.entry.blocked:
