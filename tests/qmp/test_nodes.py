@@ -317,6 +317,31 @@ def test_a_layer_keeps_its_size(talk: Conversation) -> None:
     talk.do("block_resize", node_name="s", size=16 * MIB)
 
 
+def test_a_layer_below_a_filter_keeps_its_size(talk: Conversation) -> None:
+    """So does a filter above a layer that a job is at."""
+    for line in ("-f raw a 8M", "-f qed b 8M", "-f qed top 8M"):
+        make(talk.folder, line)
+    file = {"driver": "file", "filename": "a"}
+    talk.do("blockdev-add", driver="raw", node_name="a", file=file)
+    file = {"driver": "file", "filename": "b"}
+    talk.do("blockdev-add", driver="qed", node_name="b", file=file, backing="a")
+    talk.do("blockdev-add", driver="copy-on-read", node_name="c", file="b")
+    io(talk, "a", "write -P 7 0 8M")
+    talk.do("block-stream", job_id="j", device="b", speed=1)
+    for size in (MIB, 16 * MIB):
+        words = talk.refused("block_resize", node_name="c", size=size)
+        assert words.startswith("Node 'b' is busy: ")
+    talk.do("job-cancel", id="j")
+    talk.event("JOB_STATUS_CHANGE", id="j", status="null")
+    talk.do("block_resize", node_name="c", size=16 * MIB)
+    file = {"driver": "file", "filename": "top"}
+    talk.do("blockdev-add", driver="qed", node_name="top", file=file, backing="c")
+    for size in (MIB, 32 * MIB):
+        words = talk.refused("block_resize", node_name="b", size=size)
+        assert words == "Node 'c' is busy: node is used as backing hd of 'top'"
+    assert "failed" not in io(talk, "top", "read -P 7 0 8M")
+
+
 def test_clients_of_an_export_see_bitmaps(talk: Conversation) -> None:
     talk.do("blockdev-add", driver="memory", node_name="m", size=MIB)
     talk.do("block-dirty-bitmap-add", node="m", name="b", granularity=65536)

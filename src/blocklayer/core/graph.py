@@ -485,6 +485,17 @@ class Graph:
             for disk in list(each.users):
                 disk._refresh_inline()
 
+    def resized_together(self, node: Node) -> list[Node]:
+        """The node, and what shows its bytes, or whose bytes it shows: filters and raw nodes."""
+        found = [node]
+        for each in found:
+            found += [
+                edge.parent if edge.child is each else edge.child
+                for edge in (*self.parents(each), *self.children(each))
+                if edges.passes_on(edge) and not (edge.parent in found and edge.child in found)
+            ]
+        return found
+
     def follow_size(self, node: Node) -> None:
         """A node, which is drained, may have another size: so may what shows the same bytes."""
         for each in (*self.stored_in(node)[:0:-1], *self._from_the_top((node,))[::-1]):

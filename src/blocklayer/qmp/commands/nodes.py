@@ -87,8 +87,9 @@ def block_resize(context: Context, arguments: schema.BlockResize) -> None:
     node = graph.find(name)
     if node.read_only:
         raise QmpError("Image is read-only")
-    graph.require_unblocked(node)
-    graph.require_no_overlay(node)  # what is cut off, or appears, would be seen through it
+    for each in graph.resized_together(node):
+        graph.require_unblocked(each)
+        graph.require_no_overlay(each)  # what is cut off, or appears, would be seen through it
     with graph.open_disk(node, writable=True, resizes=True) as disk:
         disk.resize(arguments.size)
 
