@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from blocklayer.base.units import KiB
+import blocklayer
+from blocklayer.base.units import KiB, MiB
+from tests.foreign import qemu
 from tests.foreign.lives import Life
 from tests.support import needs
 
@@ -42,6 +44,22 @@ def test_lives(
     tmp_path: Path, rng: random.Random, geometry: tuple[int, int], over_backing: bool
 ) -> None:
     live(tmp_path, rng, geometry, over_backing=over_backing, steps=120)
+
+
+@pytest.mark.parametrize(("cluster_size", "table_size"), [(4 * MiB, 4), (64 * MiB, 1)])
+def test_images_too_large_to_be_counted(tmp_path: Path, cluster_size: int, table_size: int) -> None:
+    """What their tables could map is no number of 64 bits; QEMU takes it for nothing."""
+    path = tmp_path / "image"
+    blocklayer.create(
+        path, format="qed", size=MiB, cluster_size=cluster_size, table_size=table_size
+    )
+    with blocklayer.open(path, mode="r+") as disk:
+        disk.write(0, b"x" * 512)
+        assert disk.read(0, 1024) == b"x" * 512 + bytes(512)
+    assert blocklayer.check(path).clean
+    outcome = qemu.run("qemu-img", "info", path)
+    assert outcome.code == 1
+    assert "QED image size is invalid" in outcome.output
 
 
 @pytest.mark.long
