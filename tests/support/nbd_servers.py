@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """NBD servers of others, each on a Unix socket of its own."""
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.nbd_process import listens
 
 START_SECONDS = 20.0
 
@@ -28,18 +29,15 @@ class Peer:
         with (self.socket.parent / f"{self.socket.name}.log").open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS
-        while not self._listens():
+        while not self._is_ready():
             log_text = (self.socket.parent / f"{self.socket.name}.log").read_text("utf-8")
             assert self._process.poll() is None, log_text
             assert time.monotonic() < deadline, "the server does not start"
             time.sleep(0.01)
 
-    def _listens(self) -> bool:
-        """A socket can be seen before anybody listens on it, but nbdkit's."""
-        if not self.socket.exists() or self._command[0] == "nbdkit":
-            return self.socket.exists()
-        with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(str(self.socket)) == 0
+    def _is_ready(self) -> bool:
+        """It listens on its socket, or has written the file with its pid, if that is waited for."""
+        return listens(self.socket) or self.socket.is_file()
 
     def kill(self) -> None:
         if self._process is not None:
@@ -63,7 +61,6 @@ def running(command: list[str], socket: Path) -> Iterator[Peer]:
 
 
 def nbdkit(socket: Path, *arguments: str) -> list[str]:
-    """Without `-U`'s race: nbdkit listens on the socket before it can be seen."""
     return ["nbdkit", "-f", "-U", str(socket), *arguments]
 
 
