@@ -45,7 +45,8 @@ def forget(path: Path) -> bool:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         try:
-            os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+            # The kernel may begin to read what this asks for, so not where the test reads.
+            os.preadv(file.fileno(), [bytearray(1)], path.stat().st_size - 1, os.RWF_NOWAIT)
         except BlockingIOError:
             return True
         except OSError:

@@ -200,7 +200,7 @@ class Commands:
             position += len(piece)
         if failure is not None:
             place, cause = failure
-            send([self._failure_at("read", cookie, offset, cause, place)])
+            send([self._read_failure_at(cookie, offset, cause, place)])
         elif length > READ_PIECE or len(view) < length:
             send([self._replies.end(cookie, offset)])
 
@@ -215,7 +215,7 @@ class Commands:
                 runs = self._disk.read_sparse(place, piece)
             except BlocklayerError as error:
                 if position:
-                    send([self._failure_at("read", cookie, offset, error, place)])
+                    send([self._read_failure_at(cookie, offset, error, place)])
                 else:
                     self._export.stats.errors += 1
                     send([self._failure("read", cookie, offset, error)])
@@ -333,12 +333,12 @@ class Commands:
         code = error_code(error)
         return self._replies.error(cookie, offset, code, error_words(name, error))
 
-    def _failure_at(
-        self, name: str, cookie: int, offset: int, error: BlocklayerError, place: int
+    def _read_failure_at(
+        self, cookie: int, offset: int, error: BlocklayerError, place: int
     ) -> bytes:
         code = error_code(error)
         self._export.stats.errors += 1
-        return self._replies.error_at(cookie, offset, code, error_words(name, error), place)
+        return self._replies.error_at(cookie, offset, code, error_words("read", error), place)
 
     def _flush(self, item: Item) -> bytes:
         self._disk.flush()
