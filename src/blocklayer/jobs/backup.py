@@ -24,7 +24,6 @@ from blocklayer.base.errors import InvalidArgument, NotSupported
 from blocklayer.base.units import KiB
 from blocklayer.core.bitmap import Bitmap, DirtyBitmap
 from blocklayer.core.graph_edges import skip_filters
-from blocklayer.core.graph_uses import require_peace
 from blocklayer.core.mapping import row_batches
 from blocklayer.core.node import FormatNode
 from blocklayer.core.permissions import ALL, RESIZE
@@ -137,8 +136,6 @@ class BackupJob(CopyingJob):
             if self._layer is not None:
                 self._fleecing = Fleecing(self.graph, self.engine, *self._layer)
                 self._fleecing.begin()
-            assert self._filter is not None
-            require_peace(self.graph, self._filter.child)
             bitmap = self._bitmap
             if bitmap is not None:
                 self._saved = bitmap.copy()
