@@ -660,7 +660,7 @@ class Disk:
     def _follow_size(self) -> None:
         """The node may have another size."""
         if self.node.hooks is not None:
-            self.node.hooks.resize(self.node.size)
+            self.node.hooks.follow(self.node.size)
 
     def check_write(self, verb: str, offset: int, length: int) -> None:
         """Raise `OutOfRange` or `ReadOnly` unless this may be written."""

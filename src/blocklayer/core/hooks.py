@@ -82,14 +82,10 @@ class WriteHooks:
         return found
 
     def follow(self, size: int) -> None:
-        """The node may have grown by a write of a node above."""
-        if any(bitmap.size != size for bitmap in self.bitmaps.values()):
-            self.resize(size)
-
-    def resize(self, size: int) -> None:
-        """The disk has another size."""
+        """The disk may have another size: resized, or grown by a write of a node above."""
         for bitmap in self.bitmaps.values():
-            bitmap.resize(size)
+            if bitmap.size != size:
+                bitmap.resize(size)
 
 
 # --- writes of those above ------------------------------------------------------------------------
